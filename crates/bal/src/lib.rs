@@ -1,0 +1,1 @@
+//! EIP-7928 block access lists: decoding, validation, final values.

@@ -1,0 +1,1 @@
+//! The core of foldgate: state types, storage traits, and the trie fold; no I/O.

@@ -1,0 +1,1 @@
+//! The pipeline of foldgate: requests, gates, calculator, verdicts, commit.

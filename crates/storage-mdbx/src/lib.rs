@@ -1,0 +1,1 @@
+//! The MDBX backend of foldgate.

@@ -1,0 +1,1 @@
+//! Conformance suite, fixture readers and the independent oracle of foldgate.

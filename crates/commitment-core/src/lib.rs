@@ -1,1 +1,40 @@
-//! The core of foldgate: state types, storage traits, and the trie fold; no I/O.
+//! The core of foldgate: state types, storage traits, and the trie fold. It does no I/O, names no backend, and knows
+//! no thread's protocol.
+//!
+//! The way of a block through it:
+//!
+//! ```text
+//! StateWrites (plain keys; from an access list or from execution)
+//!      |  HashedPostState::apply_writes: the one routing, keys hashed once
+//!      v
+//! HashedPostState --resolve(parent)--> LeafChanges --fold(parent)--> FoldOutcome { state_root, StateDiff, TrieUpdates }
+//!                                                                        |  Layer: visible to children, in memory
+//!                                                                        v
+//!                                                                   CommitBatch --> TrieStore
+//! ```
+
+pub mod account;
+pub mod block;
+pub mod diff;
+pub mod hashed;
+pub mod keys;
+pub mod node;
+pub mod overlay;
+pub mod resolve;
+pub mod store;
+pub mod writes;
+
+pub use account::{Account, AccountInfo};
+pub use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
+pub use block::{BlockAccessIndex, BlockFacts, BlockHash, BlockNumHash, BlockNumber, StateAnchor};
+pub use diff::{AccountChange, LeafChanges, ReverseDiff, SlotChange, StateDiff};
+pub use hashed::{AccountDelta, EmptyAccounts, HashedPostState};
+pub use keys::KeyHasher;
+pub use node::{NodeKey, TrieId, TrieUpdates};
+pub use overlay::{BrokenOverlay, Layer, Overlay};
+pub use resolve::resolve;
+pub use store::{
+    BackendError, BalSource, BalStore, CommitBatch, CommittedBlock, LoadError, LoadSource, Refusal, Rows, StateReader,
+    TrieReader, TrieStore, UnwindBatch,
+};
+pub use writes::{AccountWrites, CodeWrite, StateWrites};

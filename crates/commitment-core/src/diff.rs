@@ -1,0 +1,194 @@
+//! The exact difference between two states, leaf by leaf, as values: what a fold is told, what it gives, and how to
+//! go back.
+//!
+//! Invariants:
+//! 1. Accounts are sorted by hashed address, slots by hashed slot, codes by hash; each key stands once.
+//! 2. `old` is what the parent's state holds; nothing is listed whose `old` equals its `new`, but for an account of
+//!    which only slots changed.
+//! 3. An account that is removed lists every slot it had, with the new value zero: a difference can be inverted by
+//!    swapping `old` and `new`.
+
+use alloy_primitives::{B256, Bytes, U256};
+use alloy_rlp::{Decodable, Encodable, RlpDecodable, RlpEncodable};
+
+use crate::{
+    account::{Account, AccountInfo},
+    hashed::{AccountDelta, Cleared, EmptyAccounts, HashedPostState},
+};
+
+/// A changed slot. Zero means that the trie holds no leaf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotChange {
+    /// keccak256 of the slot.
+    pub hashed_slot: B256,
+    /// The value in the parent's state.
+    pub old: U256,
+    /// The value after the block.
+    pub new: U256,
+}
+
+/// A changed account, as resolved against the parent's state: the fold's input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountLeafChange {
+    /// keccak256 of the address.
+    pub hashed_address: B256,
+    /// The account in the parent's state.
+    pub old: Option<Account>,
+    /// The account's fields after the block; its storage root is what the fold computes. `None` removes the account.
+    pub new: Option<AccountInfo>,
+    /// The changed slots.
+    pub slots: Vec<SlotChange>,
+}
+
+/// All changed leaves of a block: the fold's input.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeafChanges {
+    /// The changed accounts.
+    pub accounts: Vec<AccountLeafChange>,
+    /// New code that a changed account refers to.
+    pub codes: Vec<(B256, Bytes)>,
+}
+
+/// A changed account with its storage roots before and after: the fold's output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountChange {
+    /// keccak256 of the address.
+    pub hashed_address: B256,
+    /// The account in the parent's state.
+    pub old: Option<Account>,
+    /// The account after the block, or `None` if it was removed.
+    pub new: Option<Account>,
+    /// The changed slots.
+    pub slots: Vec<SlotChange>,
+}
+
+/// The difference between a block's state and its parent's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StateDiff {
+    /// The changed accounts.
+    pub accounts: Vec<AccountChange>,
+    /// New code that a changed account refers to.
+    pub codes: Vec<(B256, Bytes)>,
+}
+
+impl StateDiff {
+    /// The change of one account, found by binary search.
+    pub fn account(&self, hashed_address: &B256) -> Option<&AccountChange> {
+        let at = self.accounts.binary_search_by(|change| change.hashed_address.cmp(hashed_address)).ok()?;
+        Some(&self.accounts[at])
+    }
+
+    /// New code by its hash, found by binary search.
+    pub fn code(&self, code_hash: &B256) -> Option<&Bytes> {
+        let at = self.codes.binary_search_by(|(hash, _)| hash.cmp(code_hash)).ok()?;
+        Some(&self.codes[at].1)
+    }
+
+    /// The number of changed slots over all accounts.
+    pub fn slot_count(&self) -> usize {
+        self.accounts.iter().map(|account| account.slots.len()).sum()
+    }
+
+    /// What has to be put back to return to the parent's state.
+    pub fn reverse(&self) -> ReverseDiff {
+        let accounts = self.accounts.iter().map(|change| PriorAccount {
+            hashed_address: change.hashed_address,
+            record: change.old.map_or_else(Bytes::new, |account| account.to_bytes().into()),
+            slots: change
+                .slots
+                .iter()
+                .map(|slot| PriorSlot { hashed_slot: slot.hashed_slot, value: slot.old })
+                .collect(),
+        });
+        ReverseDiff { accounts: accounts.collect() }
+    }
+}
+
+impl AccountChange {
+    /// The new value of a slot, if this change names it.
+    pub fn slot(&self, hashed_slot: &B256) -> Option<U256> {
+        let at = self.slots.binary_search_by(|change| change.hashed_slot.cmp(hashed_slot)).ok()?;
+        Some(self.slots[at].new)
+    }
+}
+
+/// A slot's value in the parent's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, RlpEncodable, RlpDecodable)]
+pub struct PriorSlot {
+    /// keccak256 of the slot.
+    pub hashed_slot: B256,
+    /// The value; zero if the slot was not there.
+    pub value: U256,
+}
+
+/// An account as it was in the parent's state.
+#[derive(Debug, Clone, PartialEq, Eq, RlpEncodable, RlpDecodable)]
+pub struct PriorAccount {
+    /// keccak256 of the address.
+    pub hashed_address: B256,
+    /// [`Account::to_bytes`], or nothing if there was no account.
+    pub record: Bytes,
+    /// The changed slots.
+    pub slots: Vec<PriorSlot>,
+}
+
+/// What has to be put back to return from a block's state to its parent's. Stored with each commit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReverseDiff {
+    /// Sorted by hashed address.
+    pub accounts: Vec<PriorAccount>,
+}
+
+/// A stored reverse diff that cannot be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed reverse diff: {0}")]
+pub struct MalformedReverseDiff(&'static str);
+
+impl ReverseDiff {
+    /// Encodes as RLP: a list of `[hashed_address, record, [[hashed_slot, value], ..]]`.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.accounts.encode(&mut out);
+        out
+    }
+
+    /// Decodes what [`ReverseDiff::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// If the bytes are not such a list, are out of order, or hold a malformed account record.
+    pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, MalformedReverseDiff> {
+        let accounts = Vec::<PriorAccount>::decode(&mut bytes).map_err(|_| MalformedReverseDiff("not RLP"))?;
+        if !bytes.is_empty() {
+            return Err(MalformedReverseDiff("trailing bytes"));
+        }
+        let sorted = accounts.is_sorted_by(|a, b| a.hashed_address < b.hashed_address)
+            && accounts.iter().all(|account| account.slots.is_sorted_by(|a, b| a.hashed_slot < b.hashed_slot));
+        if !sorted {
+            return Err(MalformedReverseDiff("keys out of order"));
+        }
+        if accounts.iter().any(|account| !account.record.is_empty() && Account::from_bytes(&account.record).is_none()) {
+            return Err(MalformedReverseDiff("account record"));
+        }
+        Ok(Self { accounts })
+    }
+
+    /// As an accumulated state: resolved against the block's state, it leads back to the parent's. Merge several with
+    /// [`HashedPostState::merge`], the youngest block's first.
+    pub fn to_post_state(&self) -> HashedPostState {
+        let mut state = HashedPostState::new(EmptyAccounts::Keep);
+        for account in &self.accounts {
+            let delta = match Account::from_bytes(&account.record) {
+                Some(prior) => AccountDelta {
+                    nonce: Some(prior.nonce),
+                    balance: Some(prior.balance),
+                    code_hash: Some(prior.code_hash),
+                    storage: account.slots.iter().map(|slot| (slot.hashed_slot, slot.value)).collect(),
+                    ..AccountDelta::default()
+                },
+                None => AccountDelta { cleared: Cleared::Account, ..AccountDelta::default() },
+            };
+            state.accounts.insert(account.hashed_address, delta);
+        }
+        state
+    }
+}

@@ -1,0 +1,48 @@
+//! Plain keys become hashed keys, many at once.
+//!
+//! Invariants:
+//! 1. `hashed_address = keccak256(address)`, `hashed_slot = keccak256(slot as 32 bytes big-endian)` (yellow paper, 4.1).
+//! 2. Hashes stand in the order of their keys.
+
+use alloy_primitives::{Address, B256, U256, keccak256};
+
+use crate::writes::StateWrites;
+
+/// keccak256 of an address.
+pub fn hash_address(address: &Address) -> B256 {
+    keccak256(address)
+}
+
+/// keccak256 of a slot's 32 bytes.
+pub fn hash_slot(slot: &U256) -> B256 {
+    keccak256(slot.to_be_bytes::<32>())
+}
+
+/// Hashes keys in batches and keeps its buffers from call to call.
+#[derive(Debug, Default)]
+pub struct KeyHasher {
+    addresses: Vec<B256>,
+    slots: Vec<B256>,
+}
+
+/// The hashed keys of one [`StateWrites`].
+#[derive(Debug)]
+pub struct HashedKeys<'a> {
+    /// One for each account, in order.
+    pub addresses: &'a [B256],
+    /// One for each slot, account after account, in order.
+    pub slots: &'a [B256],
+}
+
+impl KeyHasher {
+    /// Hashes all keys of `writes`.
+    pub fn hash_writes(&mut self, writes: &StateWrites) -> HashedKeys<'_> {
+        self.addresses.clear();
+        self.slots.clear();
+        for (address, account) in &writes.accounts {
+            self.addresses.push(hash_address(address));
+            self.slots.extend(account.storage.iter().map(|(slot, _)| hash_slot(slot)));
+        }
+        HashedKeys { addresses: &self.addresses, slots: &self.slots }
+    }
+}

@@ -1,0 +1,87 @@
+//! How a stored trie node is named.
+//!
+//! Invariants:
+//! 1. A branch is filed under its *slot path*: the path at which its parent points to it (the parent branch's own path
+//!    and one nibble; the root: the empty path). An extension is part of its branch's row, so a row is found without
+//!    knowing the extension.
+//! 2. Keys sort the account trie first, then storage tries by hashed address; within a trie in preorder, so that a
+//!    subtree is one range.
+
+use alloy_primitives::{B256, Bytes};
+use alloy_trie::Nibbles;
+
+/// Which trie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TrieId {
+    /// The account trie.
+    Accounts,
+    /// The storage trie of the account with this hashed address.
+    Storage(B256),
+}
+
+/// The name of a stored node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeKey {
+    /// The trie.
+    pub trie: TrieId,
+    /// The slot path, at most 63 nibbles.
+    pub path: Nibbles,
+}
+
+impl NodeKey {
+    /// The longest key in bytes: a hashed address and one byte for each of 64 nibbles.
+    pub const MAX_BYTES: usize = 96;
+
+    /// Names a node.
+    pub const fn new(trie: TrieId, path: Nibbles) -> Self {
+        Self { trie, path }
+    }
+
+    /// The key's bytes within its table: for the account trie one byte for each nibble; for a storage trie the hashed
+    /// address before them. Bytes sort as keys do. Gives the buffer's used part.
+    pub fn write_bytes<'a>(&self, buffer: &'a mut [u8; Self::MAX_BYTES]) -> &'a [u8] {
+        let start = match self.trie {
+            TrieId::Accounts => 0,
+            TrieId::Storage(hashed_address) => {
+                buffer[..32].copy_from_slice(hashed_address.as_slice());
+                32
+            }
+        };
+        let end = start + self.path.len();
+        for (byte, nibble) in buffer[start..end].iter_mut().zip(self.path.iter()) {
+            *byte = nibble;
+        }
+        &buffer[..end]
+    }
+}
+
+/// The first key of the 32-byte key space that lies below `prefix`: the prefix padded with zero nibbles.
+pub fn first_key_below(prefix: &Nibbles) -> B256 {
+    let mut key = B256::ZERO;
+    for (at, nibble) in prefix.iter().enumerate() {
+        key.0[at / 2] |= if at % 2 == 0 { nibble << 4 } else { nibble };
+    }
+    key
+}
+
+/// Whether `key`, as 64 nibbles, starts with `prefix`.
+pub fn key_is_below(key: &B256, prefix: &Nibbles) -> bool {
+    Nibbles::unpack_array(&key.0).starts_with(prefix)
+}
+
+/// The nodes that a fold wrote or removed.
+///
+/// Invariant: strictly sorted by key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrieUpdates {
+    /// The node's new row, or `None` if there is no such node any more.
+    pub nodes: Vec<(NodeKey, Option<Bytes>)>,
+}
+
+impl TrieUpdates {
+    /// What these updates say of a node: `None` if nothing, `Some(None)` if it was removed.
+    pub fn get(&self, key: &NodeKey) -> Option<&Option<Bytes>> {
+        let at = self.nodes.binary_search_by(|(candidate, _)| candidate.cmp(key)).ok()?;
+        Some(&self.nodes[at].1)
+    }
+}

@@ -1,0 +1,251 @@
+//! Committed in memory, not yet in the store: the layers of blocks over one snapshot.
+//!
+//! Invariants:
+//! 1. A [`Layer`] is immutable. Siblings, reorganisations and shadow computations share it.
+//! 2. In an [`Overlay`] the layers lead without a gap from the snapshot's block to the newest layer's: each layer's
+//!    parent is the block of the layer below it, the lowest one's parent is the snapshot's block.
+//! 3. A layer that removes an account lists every slot that it removes, so that a read never needs to know why.
+
+use std::sync::Arc;
+
+use alloy_primitives::{B256, Bytes, U256};
+
+use crate::{
+    account::{Account, AccountInfo},
+    block::{BlockHash, BlockNumHash, BlockNumber, StateAnchor},
+    diff::StateDiff,
+    node::{NodeKey, TrieUpdates},
+    store::{CommitBatch, CommittedBlock, Rows, StateReader, TrieReader, next_key},
+};
+
+/// What one block changed: leaves, code and trie nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// The block's parent.
+    pub parent: BlockNumHash,
+    /// The block, and the root of the state after it.
+    pub anchor: StateAnchor,
+    /// The changed leaves, with their old values.
+    pub diff: StateDiff,
+    /// The changed trie nodes.
+    pub updates: TrieUpdates,
+    /// The raw access list for the sidecar.
+    pub bal: Option<Bytes>,
+}
+
+impl Layer {
+    /// The batch that commits this block alone.
+    pub fn to_batch(&self) -> CommitBatch {
+        let accounts = self.diff.accounts.iter();
+        let slots = accounts.clone().flat_map(|account| {
+            account.slots.iter().map(|slot| ((account.hashed_address, slot.hashed_slot), slot.new))
+        });
+        CommitBatch {
+            parent: self.parent,
+            blocks: vec![CommittedBlock { anchor: self.anchor, reverse: self.diff.reverse(), bal: self.bal.clone() }],
+            rows: Rows {
+                accounts: accounts.clone().map(|account| (account.hashed_address, account.new)).collect(),
+                slots: slots.collect(),
+                nodes: self.updates.nodes.clone(),
+                codes: self.diff.codes.clone(),
+            },
+        }
+    }
+}
+
+/// The layers given do not lead from the snapshot's block to the newest one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the layer of block {layer} stands on {got}, not on {expected}")]
+pub struct BrokenOverlay {
+    /// The layer at fault.
+    pub layer: BlockNumHash,
+    /// Its parent.
+    pub got: BlockNumHash,
+    /// The block below it.
+    pub expected: BlockNumHash,
+}
+
+/// A view of the state after a block that is committed in memory only.
+#[derive(Debug, Clone)]
+pub struct Overlay<R> {
+    base: R,
+    /// Oldest first.
+    layers: Arc<[Arc<Layer>]>,
+}
+
+impl<R: TrieReader> Overlay<R> {
+    /// Puts layers, oldest first, over a snapshot.
+    ///
+    /// # Errors
+    /// If the layers do not lead on from the snapshot's block without a gap.
+    pub fn new(base: R, layers: Vec<Arc<Layer>>) -> Result<Self, BrokenOverlay> {
+        let mut below = base.anchor().block;
+        for layer in &layers {
+            if layer.parent != below {
+                return Err(BrokenOverlay { layer: layer.anchor.block, got: layer.parent, expected: below });
+            }
+            below = layer.anchor.block;
+        }
+        Ok(Self { base, layers: layers.into() })
+    }
+
+    /// The snapshot below all layers.
+    pub const fn base(&self) -> &R {
+        &self.base
+    }
+
+    fn newest_first(&self) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().rev().map(Arc::as_ref)
+    }
+
+    /// The newest layer's word on an account.
+    fn changed_account(&self, hashed_address: &B256) -> Option<Option<Account>> {
+        self.newest_first().find_map(|layer| layer.diff.account(hashed_address)).map(|change| change.new)
+    }
+}
+
+impl<R: TrieReader> StateReader for Overlay<R> {
+    type Error = R::Error;
+
+    fn account_info(&self, hashed_address: &B256) -> Result<Option<AccountInfo>, Self::Error> {
+        match self.changed_account(hashed_address) {
+            Some(account) => Ok(account.map(Account::into)),
+            None => self.base.account_info(hashed_address),
+        }
+    }
+
+    fn storage(&self, hashed_address: &B256, hashed_slot: &B256) -> Result<U256, Self::Error> {
+        let changed = self.newest_first().find_map(|layer| layer.diff.account(hashed_address)?.slot(hashed_slot));
+        match changed {
+            Some(value) => Ok(value),
+            None => self.base.storage(hashed_address, hashed_slot),
+        }
+    }
+
+    fn code(&self, code_hash: &B256) -> Result<Option<Bytes>, Self::Error> {
+        match self.newest_first().find_map(|layer| layer.diff.code(code_hash)) {
+            Some(code) => Ok(Some(code.clone())),
+            None => self.base.code(code_hash),
+        }
+    }
+
+    fn block_hash(&self, number: BlockNumber) -> Result<Option<BlockHash>, Self::Error> {
+        if number > self.anchor().block.number {
+            return Ok(None);
+        }
+        match self.newest_first().find(|layer| layer.anchor.block.number == number) {
+            Some(layer) => Ok(Some(layer.anchor.block.hash)),
+            None => self.base.block_hash(number),
+        }
+    }
+}
+
+impl<R: TrieReader> TrieReader for Overlay<R> {
+    fn anchor(&self) -> StateAnchor {
+        self.layers.last().map_or_else(|| self.base.anchor(), |layer| layer.anchor)
+    }
+
+    fn account(&self, hashed_address: &B256) -> Result<Option<Account>, Self::Error> {
+        match self.changed_account(hashed_address) {
+            Some(account) => Ok(account),
+            None => self.base.account(hashed_address),
+        }
+    }
+
+    fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error> {
+        match self.newest_first().find_map(|layer| layer.updates.get(key)) {
+            Some(node) => Ok(node.clone()),
+            None => self.base.node(key),
+        }
+    }
+
+    fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, Self::Error> {
+        let layers = self.newest_first().map(|layer| layer.diff.accounts.as_slice()).collect();
+        let changes = Changes::new(layers, start, |change| change.hashed_address, |change| change.new);
+        merge(changes, start, limit, |from, limit| self.base.accounts_from(from, limit))
+    }
+
+    fn slots_from(&self, hashed_address: &B256, start: &B256, limit: usize) -> Result<Vec<(B256, U256)>, Self::Error> {
+        let layers = self
+            .newest_first()
+            .filter_map(|layer| Some(layer.diff.account(hashed_address)?.slots.as_slice()))
+            .collect();
+        let value = |value: U256| (!value.is_zero()).then_some(value);
+        let changes = Changes::new(layers, start, |change| change.hashed_slot, |change| value(change.new));
+        merge(changes, start, limit, |from, limit| self.base.slots_from(hashed_address, from, limit))
+    }
+}
+
+/// The changes of several layers in order of their keys; of equal keys the newest layer's.
+struct Changes<'a, C, K, V> {
+    /// The rest of each layer, newest first.
+    layers: Vec<&'a [C]>,
+    key: K,
+    value: V,
+}
+
+impl<'a, C, T, K: Fn(&C) -> B256, V: Fn(&C) -> Option<T>> Changes<'a, C, K, V> {
+    fn new(mut layers: Vec<&'a [C]>, start: &B256, key: K, value: V) -> Self {
+        for layer in &mut layers {
+            *layer = &layer[layer.partition_point(|change| key(change) < *start)..];
+        }
+        Self { layers, key, value }
+    }
+
+    fn peek(&self) -> Option<B256> {
+        self.layers.iter().filter_map(|layer| layer.first()).map(&self.key).min()
+    }
+
+    /// Takes the change at `at`, which [`Self::peek`] gave.
+    fn take(&mut self, at: B256) -> Option<T> {
+        let mut newest = None;
+        for layer in &mut self.layers {
+            if let Some((first, rest)) = layer.split_first()
+                && (self.key)(first) == at
+            {
+                newest.get_or_insert(first);
+                *layer = rest;
+            }
+        }
+        newest.and_then(&self.value)
+    }
+}
+
+/// Merges changes over pages of the snapshot, up to `limit` leaves.
+fn merge<C, T: Copy, K, V, E>(
+    mut changes: Changes<'_, C, K, V>,
+    start: &B256,
+    limit: usize,
+    mut page: impl FnMut(&B256, usize) -> Result<Vec<(B256, T)>, E>,
+) -> Result<Vec<(B256, T)>, E>
+where
+    K: Fn(&C) -> B256,
+    V: Fn(&C) -> Option<T>,
+{
+    let mut merged = Vec::new();
+    let mut next_page = Some(*start);
+    let mut base: std::vec::IntoIter<(B256, T)> = Vec::new().into_iter();
+    while merged.len() < limit {
+        if base.as_slice().is_empty()
+            && let Some(from) = next_page
+        {
+            let rows = page(&from, limit)?;
+            next_page = rows.last().filter(|_| rows.len() == limit).and_then(|(last, _)| next_key(last));
+            base = rows.into_iter();
+        }
+        let in_base = base.as_slice().first().map(|(key, _)| *key);
+        match (in_base, changes.peek()) {
+            (None, None) => break,
+            (Some(key), changed) if changed.is_none_or(|changed| key < changed) => merged.extend(base.next()),
+            (in_base, Some(changed)) => {
+                if in_base == Some(changed) {
+                    base.next();
+                }
+                merged.extend(changes.take(changed).map(|value| (changed, value)));
+            }
+            // Covered above: with nothing changed, the snapshot's key comes first.
+            (Some(_), None) => break,
+        }
+    }
+    Ok(merged)
+}

@@ -60,19 +60,26 @@ impl LaneKernel<LANES> for Avx2 {
 }
 
 /// Absorbs the whole rate blocks of the inputs, and with `PAD` also what remains of each, padded.
+//
+// Here and below plain loops stand where `map` would read better: a closure that needs the vector instructions is not
+// inlined into a library function that is compiled without them, and each lane would cost a call.
 #[target_feature(enable = "avx2")]
 fn hash<const PAD: bool>(inputs: &[&[u8]; LANES], out: &mut [B256; LANES]) {
-    let split = inputs.map(|input| input.as_chunks::<RATE>());
-    let blocks = split[0].0.len();
-    debug_assert!(split.iter().all(|(whole, _)| whole.len() == blocks), "lanes of unequal block counts");
+    let mut whole: [&[[u8; RATE]]; LANES] = [&[]; LANES];
+    let mut tails: [&[u8]; LANES] = [&[]; LANES];
+    for lane in 0..LANES {
+        (whole[lane], tails[lane]) = inputs[lane].as_chunks();
+    }
+    let blocks = whole[0].len();
+    debug_assert!(whole.iter().all(|whole| whole.len() == blocks), "lanes of unequal block counts");
     let mut state = [_mm256_setzero_si256(); STATE_WORDS];
     for block in 0..blocks {
-        absorb(&mut state, &split.map(|(whole, _)| &whole[block]));
+        absorb(&mut state, [&whole[0][block], &whole[1][block], &whole[2][block], &whole[3][block]]);
         permute(&mut state);
     }
     if PAD {
-        let last = split.map(|(_, tail)| padded_block(tail));
-        absorb(&mut state, &last.each_ref());
+        let last = tails.map(padded_block);
+        absorb(&mut state, [&last[0], &last[1], &last[2], &last[3]]);
         permute(&mut state);
     }
     squeeze(&state, out);
@@ -80,31 +87,33 @@ fn hash<const PAD: bool>(inputs: &[&[u8]; LANES], out: &mut [B256; LANES]) {
 
 #[target_feature(enable = "avx2")]
 fn permute_in_memory(state: &mut LaneState<LANES>) {
-    // SAFETY: each word's four lanes are 32 bytes that the reference covers; the loads need no alignment.
-    let mut loaded = std::array::from_fn(|word| unsafe { _mm256_loadu_si256(state.words[word].as_ptr().cast()) });
-    permute(&mut loaded);
-    for (word, value) in state.words.iter_mut().zip(loaded) {
-        // SAFETY: as for the loads.
-        unsafe { _mm256_storeu_si256(word.as_mut_ptr().cast(), value) };
+    let mut words = [_mm256_setzero_si256(); STATE_WORDS];
+    for (word, lanes) in words.iter_mut().zip(&state.words) {
+        // SAFETY: a word's four lanes are 32 bytes that the reference covers; the load needs no alignment.
+        *word = unsafe { _mm256_loadu_si256(lanes.as_ptr().cast()) };
+    }
+    permute(&mut words);
+    for (lanes, word) in state.words.iter_mut().zip(words) {
+        // SAFETY: as for the load.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), word) };
     }
 }
 
 /// Adds one whole rate block per lane.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn absorb(state: &mut State, blocks: &[&[u8; RATE]; LANES]) {
+fn absorb(state: &mut State, blocks: [&[u8; RATE]; LANES]) {
     for quarter in 0..4 {
-        // SAFETY: a block has 136 bytes, of which this reads 32 at 0, 32, 64 or 96.
-        let rows = blocks.map(|block| unsafe { _mm256_loadu_si256(block.as_ptr().add(32 * quarter).cast()) });
+        let mut rows = [_mm256_setzero_si256(); LANES];
+        for (row, block) in rows.iter_mut().zip(blocks) {
+            // SAFETY: a block has 136 bytes, of which this reads 32 at 0, 32, 64 or 96. The load needs no alignment.
+            *row = unsafe { _mm256_loadu_si256(block.as_ptr().add(32 * quarter).cast()) };
+        }
         for (word, value) in state[4 * quarter..].iter_mut().zip(transpose(rows)) {
             *word = _mm256_xor_si256(*word, value);
         }
     }
-    let [a, b, c, d] = blocks.map(|block| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&block[RATE - 8..]);
-        i64::from_le_bytes(word)
-    });
+    let [a, b, c, d] = blocks.map(|block| i64::from_le_bytes(*block.last_chunk().unwrap_or(&[0; 8])));
     state[RATE_WORDS - 1] = _mm256_xor_si256(state[RATE_WORDS - 1], _mm256_setr_epi64x(a, b, c, d));
 }
 
@@ -140,8 +149,8 @@ fn squeeze(state: &State, out: &mut [B256; LANES]) {
 #[target_feature(enable = "avx2")]
 fn permute(state: &mut State) {
     let mut a = *state;
-    for rc in ROUND_CONSTANTS {
-        a = keccak_rounds!(a, rc);
+    for rc in &ROUND_CONSTANTS {
+        a = keccak_rounds!(a, *rc);
     }
     *state = a;
 }

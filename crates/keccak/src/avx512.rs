@@ -61,18 +61,25 @@ impl LaneKernel<LANES> for Avx512 {
 }
 
 /// Absorbs the whole rate blocks of the inputs, and with `PAD` also what remains of each, padded.
+//
+// Here and below plain loops stand where `map` would read better: a closure that needs the vector instructions is not
+// inlined into a library function that is compiled without them, and each lane would cost a call.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn hash<const PAD: bool>(inputs: &[&[u8]; LANES], out: &mut [B256; LANES]) {
-    let split = inputs.map(|input| input.as_chunks::<RATE>());
-    let blocks = split[0].0.len();
-    debug_assert!(split.iter().all(|(whole, _)| whole.len() == blocks), "lanes of unequal block counts");
+    let mut whole: [&[[u8; RATE]]; LANES] = [&[]; LANES];
+    let mut tails: [&[u8]; LANES] = [&[]; LANES];
+    for lane in 0..LANES {
+        (whole[lane], tails[lane]) = inputs[lane].as_chunks();
+    }
+    let blocks = whole[0].len();
+    debug_assert!(whole.iter().all(|whole| whole.len() == blocks), "lanes of unequal block counts");
     let mut state = [_mm512_setzero_si512(); STATE_WORDS];
     for block in 0..blocks {
-        absorb(&mut state, &split.map(|(whole, _)| &whole[block]));
+        absorb(&mut state, &whole, block);
         state = permute(state);
     }
     if PAD {
-        absorb_tails(&mut state, &split.map(|(_, tail)| tail));
+        absorb_tails(&mut state, &tails);
         state = permute(state);
     }
     squeeze(&state, out);
@@ -80,49 +87,67 @@ fn hash<const PAD: bool>(inputs: &[&[u8]; LANES], out: &mut [B256; LANES]) {
 
 #[target_feature(enable = "avx512f,avx512bw")]
 fn permute_in_memory(state: &mut LaneState<LANES>) {
-    // SAFETY: each word's eight lanes are 64 bytes that the reference covers; the loads need no alignment.
-    let loaded = std::array::from_fn(|word| unsafe { _mm512_loadu_si512(state.words[word].as_ptr().cast()) });
-    for (word, value) in state.words.iter_mut().zip(permute(loaded)) {
-        // SAFETY: as for the loads.
-        unsafe { _mm512_storeu_si512(word.as_mut_ptr().cast(), value) };
+    let mut words = [_mm512_setzero_si512(); STATE_WORDS];
+    for (word, lanes) in words.iter_mut().zip(&state.words) {
+        // SAFETY: a word's eight lanes are 64 bytes that the reference covers; the load needs no alignment.
+        *word = unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
+    }
+    words = permute(words);
+    for (lanes, word) in state.words.iter_mut().zip(words) {
+        // SAFETY: as for the load.
+        unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), word) };
     }
 }
 
 /// Adds one whole rate block per lane.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-fn absorb(state: &mut State, blocks: &[&[u8; RATE]; LANES]) {
-    // SAFETY: a block has 136 bytes: 64 at 0 and 64 at 64 are inside it.
-    let halves = |half: usize| blocks.map(|block| unsafe { _mm512_loadu_si512(block.as_ptr().add(64 * half).cast()) });
-    add_words(state, 0, transpose(halves(0)));
-    add_words(state, 8, transpose(halves(1)));
-    let last = blocks.map(|block| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&block[RATE - 8..]);
-        u64::from_le_bytes(word)
-    });
-    add_words(state, RATE_WORDS - 1, [gather(&last)]);
+fn absorb(state: &mut State, whole: &[&[[u8; RATE]]; LANES], block: usize) {
+    let mut low = [_mm512_setzero_si512(); LANES];
+    let mut high = [_mm512_setzero_si512(); LANES];
+    let mut last = [0; LANES];
+    for lane in 0..LANES {
+        let bytes = &whole[lane][block];
+        // SAFETY: a block has 136 bytes: 64 at 0 and 64 at 64 are inside it. The loads need no alignment.
+        low[lane] = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+        // SAFETY: as above.
+        high[lane] = unsafe { _mm512_loadu_si512(bytes.as_ptr().add(64).cast()) };
+        last[lane] = i64::from_le_bytes(*bytes.last_chunk().unwrap_or(&[0; 8]));
+    }
+    add_words(state, 0, transpose(low));
+    add_words(state, 8, transpose(high));
+    add_words(state, RATE_WORDS - 1, [gather(last)]);
 }
 
 /// Adds the last rate block of each lane, padding it on the way. Each tail is shorter than a rate block.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 fn absorb_tails(state: &mut State, tails: &[&[u8]; LANES]) {
-    let longest = tails.iter().fold(0, |longest, tail| longest.max(tail.len()));
-    add_words(state, 0, transpose(tails.map(|tail| load_padded::<0>(tail))));
-    if longest >= 64 {
-        add_words(state, 8, transpose(tails.map(|tail| load_padded::<64>(tail))));
+    let mut rows = [_mm512_setzero_si512(); LANES];
+    // Any bit from 6 on says that a tail reaches beyond 63 bytes, bit 7 that it reaches beyond 127.
+    let mut lengths = 0;
+    for lane in 0..LANES {
+        rows[lane] = load_padded::<0>(tails[lane]);
+        lengths |= tails[lane].len();
     }
-    if longest >= 128 {
-        let last = tails.map(|tail| {
+    add_words(state, 0, transpose(rows));
+    if lengths >= 64 {
+        for lane in 0..LANES {
+            rows[lane] = load_padded::<64>(tails[lane]);
+        }
+        add_words(state, 8, transpose(rows));
+    }
+    if lengths >= 128 {
+        let mut last = [0; LANES];
+        for lane in 0..LANES {
             let mut word = [0; 8];
-            if let Some(bytes) = tail.get(128..) {
+            if let Some(bytes) = tails[lane].get(128..) {
                 word[..bytes.len()].copy_from_slice(bytes);
                 word[bytes.len()] = PAD_FIRST;
             }
-            u64::from_le_bytes(word)
-        });
-        add_words(state, RATE_WORDS - 1, [gather(&last)]);
+            last[lane] = i64::from_le_bytes(word);
+        }
+        add_words(state, RATE_WORDS - 1, [gather(last)]);
     }
     let closing = _mm512_set1_epi64(i64::from_le_bytes([0, 0, 0, 0, 0, 0, 0, PAD_LAST]));
     add_words(state, RATE_WORDS - 1, [closing]);
@@ -153,8 +178,7 @@ fn add_words<const N: usize>(state: &mut State, from: usize, words: [__m512i; N]
 /// One word of each lane as a vector.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn gather(words: &[u64; LANES]) -> __m512i {
-    let [a, b, c, d, e, f, g, h] = words.map(|word| word as i64);
+fn gather([a, b, c, d, e, f, g, h]: [i64; LANES]) -> __m512i {
     _mm512_setr_epi64(a, b, c, d, e, f, g, h)
 }
 
@@ -227,8 +251,8 @@ fn squeeze(state: &State, out: &mut [B256; LANES]) {
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn permute(mut state: State) -> State {
-    for rc in ROUND_CONSTANTS {
-        state = keccak_rounds!(state, rc);
+    for rc in &ROUND_CONSTANTS {
+        state = keccak_rounds!(state, *rc);
     }
     state
 }

@@ -21,7 +21,7 @@ pub(crate) const PAD_FIRST: u8 = 0x01;
 pub(crate) const PAD_LAST: u8 = 0x80;
 
 /// The round constants of the iota step.
-pub(crate) const ROUND_CONSTANTS: [u64; 24] = [
+pub(crate) static ROUND_CONSTANTS: [u64; 24] = [
     0x0000_0000_0000_0001,
     0x0000_0000_0000_8082,
     0x8000_0000_0000_808a,

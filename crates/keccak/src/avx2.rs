@@ -5,12 +5,13 @@
 //!
 //! Invariants:
 //! 1. A value of [`Avx2`] exists only where the processor has AVX2.
-//! 2. Every load stays inside the array reference that it is made from.
+//! 2. Every load stays inside the slice or array reference that it is made from; words under a zero mask are not
+//!    accessed.
 
 use crate::{
     lanes::{LaneKernel, LaneState},
-    padding::padded_block,
-    permutation::{RATE, RATE_WORDS, ROUND_CONSTANTS, STATE_WORDS, keccak_rounds},
+    padding::last_word,
+    permutation::{PAD_LAST, RATE, RATE_WORDS, ROUND_CONSTANTS, STATE_WORDS, keccak_rounds},
 };
 use alloy_primitives::B256;
 use std::arch::x86_64::*;
@@ -74,12 +75,11 @@ fn hash<const PAD: bool>(inputs: &[&[u8]; LANES], out: &mut [B256; LANES]) {
     debug_assert!(whole.iter().all(|whole| whole.len() == blocks), "lanes of unequal block counts");
     let mut state = [_mm256_setzero_si256(); STATE_WORDS];
     for block in 0..blocks {
-        absorb(&mut state, [&whole[0][block], &whole[1][block], &whole[2][block], &whole[3][block]]);
+        absorb(&mut state, &whole, block);
         permute(&mut state);
     }
     if PAD {
-        let last = tails.map(padded_block);
-        absorb(&mut state, [&last[0], &last[1], &last[2], &last[3]]);
+        absorb_tails(&mut state, tails);
         permute(&mut state);
     }
     squeeze(&state, out);
@@ -102,19 +102,66 @@ fn permute_in_memory(state: &mut LaneState<LANES>) {
 /// Adds one whole rate block per lane.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn absorb(state: &mut State, blocks: [&[u8; RATE]; LANES]) {
+fn absorb(state: &mut State, whole: &[&[[u8; RATE]]; LANES], block: usize) {
     for quarter in 0..4 {
         let mut rows = [_mm256_setzero_si256(); LANES];
-        for (row, block) in rows.iter_mut().zip(blocks) {
+        for (row, whole) in rows.iter_mut().zip(whole) {
             // SAFETY: a block has 136 bytes, of which this reads 32 at 0, 32, 64 or 96. The load needs no alignment.
-            *row = unsafe { _mm256_loadu_si256(block.as_ptr().add(32 * quarter).cast()) };
+            *row = unsafe { _mm256_loadu_si256(whole[block].as_ptr().add(32 * quarter).cast()) };
         }
         for (word, value) in state[4 * quarter..].iter_mut().zip(transpose(rows)) {
             *word = _mm256_xor_si256(*word, value);
         }
     }
-    let [a, b, c, d] = blocks.map(|block| i64::from_le_bytes(*block.last_chunk().unwrap_or(&[0; 8])));
+    let [a, b, c, d] = whole.map(|whole| i64::from_le_bytes(*whole[block].last_chunk().unwrap_or(&[0; 8])));
     state[RATE_WORDS - 1] = _mm256_xor_si256(state[RATE_WORDS - 1], _mm256_setr_epi64x(a, b, c, d));
+}
+
+/// Adds the last rate block of each lane, padding it on the way. Each tail is shorter than a rate block.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn absorb_tails(state: &mut State, tails: [&[u8]; LANES]) {
+    let lengths = tails.iter().fold(0, |lengths, tail| lengths | tail.len());
+    let mut end_words = [0; LANES];
+    for (word, tail) in end_words.iter_mut().zip(tails) {
+        *word = last_word(tail) as i64;
+    }
+    for quarter in 0..4 {
+        if lengths < 32 * quarter {
+            break;
+        }
+        let mut rows = [_mm256_setzero_si256(); LANES];
+        for lane in 0..LANES {
+            rows[lane] = load_padded(tails[lane], 32 * quarter, end_words[lane]);
+        }
+        for (word, value) in state[4 * quarter..].iter_mut().zip(transpose(rows)) {
+            *word = _mm256_xor_si256(*word, value);
+        }
+    }
+    let mut last = [i64::from_le_bytes([0, 0, 0, 0, 0, 0, 0, PAD_LAST]); LANES];
+    for lane in 0..LANES {
+        if tails[lane].len() >= 128 {
+            last[lane] |= end_words[lane];
+        }
+    }
+    let [a, b, c, d] = last;
+    state[RATE_WORDS - 1] = _mm256_xor_si256(state[RATE_WORDS - 1], _mm256_setr_epi64x(a, b, c, d));
+}
+
+/// Loads the bytes `from..from + 32` of a message's end: whole words, then its last word with the padding, then zeros.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn load_padded(tail: &[u8], from: usize, end_word: i64) -> __m256i {
+    let Some(bytes) = tail.get(from..) else { return _mm256_setzero_si256() };
+    if bytes.len() >= 32 {
+        // SAFETY: the slice has the 32 bytes that are read; the load needs no alignment.
+        return unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) };
+    }
+    let place = _mm256_setr_epi64x(0, 1, 2, 3);
+    let whole = _mm256_set1_epi64x((bytes.len() / 8) as i64);
+    // SAFETY: the mask selects the words that lie inside of the slice as a whole; others are not accessed.
+    let words = unsafe { _mm256_maskload_epi64(bytes.as_ptr().cast(), _mm256_cmpgt_epi64(whole, place)) };
+    _mm256_or_si256(words, _mm256_and_si256(_mm256_cmpeq_epi64(whole, place), _mm256_set1_epi64x(end_word)))
 }
 
 /// Turns four rows (four words of one lane) into four columns (one word of four lanes), and back.

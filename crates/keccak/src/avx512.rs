@@ -11,6 +11,7 @@
 
 use crate::{
     lanes::{LaneKernel, LaneState},
+    padding::last_word,
     permutation::{PAD_FIRST, PAD_LAST, RATE, RATE_WORDS, ROUND_CONSTANTS, STATE_WORDS, keccak_rounds},
 };
 use alloy_primitives::B256;
@@ -140,12 +141,9 @@ fn absorb_tails(state: &mut State, tails: &[&[u8]; LANES]) {
     if lengths >= 128 {
         let mut last = [0; LANES];
         for lane in 0..LANES {
-            let mut word = [0; 8];
-            if let Some(bytes) = tails[lane].get(128..) {
-                word[..bytes.len()].copy_from_slice(bytes);
-                word[bytes.len()] = PAD_FIRST;
+            if tails[lane].len() >= 128 {
+                last[lane] = last_word(tails[lane]) as i64;
             }
-            last[lane] = i64::from_le_bytes(word);
         }
         add_words(state, RATE_WORDS - 1, [gather(last)]);
     }

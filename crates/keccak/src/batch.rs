@@ -24,6 +24,24 @@ struct Class<'a, const L: usize> {
     waiting: usize,
 }
 
+impl<'a, const L: usize> Class<'a, L> {
+    /// Adds a message; hashes all that wait when there is one per lane.
+    #[inline]
+    fn push<K: LaneKernel<L>>(&mut self, kernel: K, message: &'a [u8], index: usize, out: &mut [B256]) {
+        self.messages[self.waiting] = message;
+        self.indices[self.waiting] = index;
+        self.waiting += 1;
+        if self.waiting == L {
+            self.waiting = 0;
+            let mut digests = [B256::ZERO; L];
+            kernel.hash_messages(&self.messages, &mut digests);
+            for (index, digest) in self.indices.iter().zip(digests) {
+                out[*index] = digest;
+            }
+        }
+    }
+}
+
 /// Hashes messages of any lengths.
 pub(crate) fn hash_mixed<const L: usize, K: LaneKernel<L>>(kernel: K, messages: &[impl AsRef<[u8]>], out: &mut [B256]) {
     if messages.len() < K::WORTHWHILE {
@@ -31,23 +49,26 @@ pub(crate) fn hash_mixed<const L: usize, K: LaneKernel<L>>(kernel: K, messages: 
     }
     let mut classes = [Class { messages: [&[]; L], indices: [0; L], waiting: 0 }; CLASSES];
     let mut any_long = false;
-    for (index, message) in messages.iter().enumerate() {
-        let message = message.as_ref();
-        let Some(class) = classes.get_mut(rate_blocks(message.len()) - 1) else {
-            any_long = true;
-            continue;
-        };
-        class.messages[class.waiting] = message;
-        class.indices[class.waiting] = index;
-        class.waiting += 1;
-        if class.waiting == L {
-            class.waiting = 0;
-            let mut digests = [B256::ZERO; L];
-            kernel.hash_messages(&class.messages, &mut digests);
-            for (index, digest) in class.indices.iter().zip(digests) {
-                out[*index] = digest;
+    let mut index = 0;
+    while index < messages.len() {
+        // Neighbours that already are of one count need not wait.
+        if let Some(neighbours) = messages[index..].first_chunk::<L>() {
+            let lanes = neighbours.each_ref().map(|message| message.as_ref());
+            let blocks = rate_blocks(lanes[0].len());
+            if lanes.iter().all(|message| rate_blocks(message.len()) == blocks)
+                && let Some(digests) = out[index..].first_chunk_mut()
+            {
+                kernel.hash_messages(&lanes, digests);
+                index += L;
+                continue;
             }
         }
+        let message = messages[index].as_ref();
+        match classes.get_mut(rate_blocks(message.len()) - 1) {
+            Some(class) => class.push(kernel, message, index, out),
+            None => any_long = true,
+        }
+        index += 1;
     }
 
     // Longest first: what is short fills the lanes that the long ones leave idle.

@@ -68,3 +68,16 @@ pub(crate) fn padded_block(tail: &[u8]) -> [u8; RATE] {
     block[RATE - 1] |= PAD_LAST;
     block
 }
+
+/// The bytes of `tail` behind its last whole 8-byte word, followed by the first padding byte, as a state word.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn last_word(tail: &[u8]) -> u64 {
+    let bytes = tail.len() % 8;
+    let message = match tail.last_chunk() {
+        // Read with the seven or fewer bytes before it, which are shifted out: a copy of unknown length takes longer.
+        Some(chunk) => u64::from_le_bytes(*chunk).checked_shr(64 - 8 * bytes as u32).unwrap_or(0),
+        None => tail.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    };
+    message | u64::from(PAD_FIRST) << (8 * bytes)
+}

@@ -9,7 +9,7 @@ use crate::{
 };
 use alloy_primitives::B256;
 
-/// The scalar kernel; on x86-64 with `andn` and `rorx` where the processor has them (about 8 % faster).
+/// The scalar kernel; on x86-64 with `andn` and `rorx` where the processor has them (about 5 % faster).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scalar {
     #[cfg(target_arch = "x86_64")]

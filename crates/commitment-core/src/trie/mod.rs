@@ -119,7 +119,7 @@ pub enum FoldError<E> {
     #[error("the trie is corrupt at {key:?}: {what}")]
     Corrupt {
         /// Where.
-        key: NodeKey,
+        key: Box<NodeKey>,
         /// How.
         what: Corruption,
     },

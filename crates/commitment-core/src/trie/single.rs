@@ -154,7 +154,7 @@ impl<'a, S: TrieSource> Folder<'a, S> {
     }
 
     fn corrupt<T>(&self, slot: &Nibbles, what: Corruption) -> FoldResult<T, S> {
-        Err(FoldError::Corrupt { key: NodeKey::new(self.source.trie(), *slot), what })
+        Err(FoldError::Corrupt { key: Box::new(NodeKey::new(self.source.trie(), *slot)), what })
     }
 
     /// Folds at least one change into what stands at `slot`.

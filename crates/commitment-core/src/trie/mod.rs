@@ -23,6 +23,7 @@
 //!    before it.
 
 mod build;
+pub mod bulk;
 pub(crate) mod encode;
 pub(crate) mod row;
 pub mod single;

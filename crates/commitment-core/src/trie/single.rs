@@ -137,6 +137,8 @@ enum Start {
 }
 
 type Changes<'a, S> = &'a [LeafChange<<S as TrieSource>::Value>];
+/// Nibbles with the nodes that came back.
+type ChangedChildren<S> = Vec<(u8, Node<<S as TrieSource>::Value>)>;
 type FoldResult<T, S> = Result<T, FoldError<<S as TrieSource>::Error>>;
 
 impl<'a, S: TrieSource> Folder<'a, S> {
@@ -253,7 +255,7 @@ impl<'a, S: TrieSource> Folder<'a, S> {
             self.run_parallel(&own_path, jobs)?
         } else {
             let run = |(nibble, start, group)| Ok((nibble, self.run(&own_path, nibble, start, group)?));
-            jobs.into_iter().map(run).collect::<FoldResult<Vec<_>, S>>()?
+            jobs.into_iter().map(run).collect::<FoldResult<ChangedChildren<S>, S>>()?
         };
         if let Some((path, branch)) = displaced {
             changed.push((path.get_unchecked(depth), Node::Branch(path, branch)));
@@ -279,7 +281,7 @@ impl<'a, S: TrieSource> Folder<'a, S> {
         &mut self,
         own_path: &Nibbles,
         jobs: Vec<(u8, Start, Changes<'_, S>)>,
-    ) -> FoldResult<Vec<(u8, Node<S::Value>)>, S> {
+    ) -> FoldResult<ChangedChildren<S>, S> {
         let options = self.options;
         let results: Vec<_> = jobs
             .into_par_iter()
@@ -306,7 +308,7 @@ impl<'a, S: TrieSource> Folder<'a, S> {
         &mut self,
         own_path: Nibbles,
         mut branch: Box<Branch>,
-        mut changed: Vec<(u8, Node<S::Value>)>,
+        mut changed: ChangedChildren<S>,
     ) -> FoldResult<Node<S::Value>, S> {
         for (nibble, _) in &changed {
             branch.clear(*nibble);

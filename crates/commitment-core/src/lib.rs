@@ -23,6 +23,7 @@ pub mod node;
 pub mod overlay;
 pub mod resolve;
 pub mod store;
+pub mod trie;
 pub mod writes;
 
 pub use account::{Account, AccountInfo};
@@ -39,4 +40,5 @@ pub use store::{
     BackendError, BalSource, BalStore, CommitBatch, CommittedBlock, LoadError, LoadOrder, LoadSource, Refusal,
     Retention, Rows, StateReader, TrieReader, TrieStore, UnwindBatch,
 };
+pub use trie::{FoldError, FoldOptions, FoldOutcome, fold};
 pub use writes::{AccountWrites, CodeWrite, StateWrites};

@@ -398,8 +398,11 @@ proptest! {
     }
 
     #[test]
-    fn comparison_names_the_account_that_was_altered(list in ordered_list(), at in any::<Index>(), other in account()) {
-        prop_assume!(!list.is_empty());
+    fn comparison_names_the_account_that_was_altered(
+        list in ordered_list().prop_filter("an account to alter", |list| !list.is_empty()),
+        at in any::<Index>(),
+        other in account(),
+    ) {
         let at = at.index(list.len());
         let mut altered = list.clone();
         altered[at] = AccountChanges { address: list[at].address, ..other };

@@ -13,6 +13,7 @@ mod error;
 pub mod fixtures;
 mod json;
 pub mod oracle;
+pub mod sim;
 pub mod trie_vectors;
 pub mod witness;
 

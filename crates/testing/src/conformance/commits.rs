@@ -1,7 +1,5 @@
 //! Commits, unwinds, and the history that they leave.
 
-use std::collections::BTreeMap;
-
 use alloy_primitives::{B256, Bytes, U256};
 use foldgate_core::{
     Account, BalStore, BlockNumHash, CommitBatch, Nibbles, NodeKey, Refusal, StateReader, TrieId, TrieReader,
@@ -135,7 +133,7 @@ pub fn deletions_remove_rows(factory: &impl StoreFactory) {
     let emptied = State { codes: full.codes.clone(), ..State::default() };
     world.extend(emptied, None);
     let mut batch = world.batch_from(2);
-    for (key, _) in &world.pool.keys.iter().map(|key| (*key, ())).collect::<BTreeMap<_, _>>() {
+    for key in &world.pool.keys {
         if let Err(at) = batch.rows.accounts.binary_search_by(|(hashed_address, _)| hashed_address.cmp(key)) {
             batch.rows.accounts.insert(at, (*key, None));
         }

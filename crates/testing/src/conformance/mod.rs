@@ -20,8 +20,8 @@
 //! foldgate_testing::conformance_suite!(InMemory::default());
 //! ```
 //!
-//! `conformance_suite!(durable ..)` adds, for a [`DurableFactory`], what has to survive the store's being closed. A kill
-//! of the process is for the backend's own tests: only it knows how to be killed at the worst moment.
+//! `conformance_suite!(durable ..)` adds, for a [`DurableFactory`], what has to survive the store's being closed;
+//! [`kills::survives_kills`] what has to survive the death of the process.
 //!
 //! Invariants:
 //! 1. Each property is one public function that takes a factory, needs nothing else, and panics where the backend falls
@@ -33,6 +33,7 @@ use foldgate_core::BalStore;
 pub mod commits;
 pub mod concurrency;
 pub mod durability;
+pub mod kills;
 pub mod loading;
 pub mod reading;
 pub mod snapshots;

@@ -100,7 +100,7 @@ fn grow(world: &mut World) {
 /// Rows of which each block replaces most and deletes some.
 fn state_at(number: u64) -> State {
     let mut state = State::default();
-    for at in (0..60_u64).filter(|at| (at + number) % 7 != 0) {
+    for at in (0..60_u64).filter(|at| !(at + number).is_multiple_of(7)) {
         let key = keccak256(at.to_be_bytes());
         state.accounts.insert(key, Account { nonce: number, ..Account::default() });
         state.slots.insert((B256::ZERO, key), U256::from(number + 1));

@@ -196,3 +196,68 @@ impl TrieReader for MdbxSnapshot {
         Ok(rows)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! What the suite cannot see: how many lanes there are, and that none is of another version.
+
+    use foldgate_core::TrieStore;
+    use foldgate_testing::conformance::world::{State, World};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{MdbxStore, Options};
+
+    fn loaded(dir: &TempDir, options: Options) -> (MdbxStore, World) {
+        let (store, world) = (MdbxStore::open(dir.path(), options).unwrap(), World::new(0, State::default()));
+        world.load_into(&store);
+        (store, world)
+    }
+
+    #[test]
+    fn a_snapshot_has_its_lanes_and_none_of_a_later_version() {
+        let dir = TempDir::new().unwrap();
+        let (store, mut world) = loaded(&dir, Options::default().with_lanes(3));
+        let snapshot = store.snapshot().unwrap();
+        assert_eq!(snapshot.lanes.len(), 3);
+        let first = store.env.begin_read().unwrap();
+        assert!(store.env.begin_same_read(&first).is_some());
+        world.extend(State::default(), None);
+        store.commit(&world.batch_from(0)).unwrap();
+        assert!(store.env.begin_same_read(&first).is_none(), "a commit came between");
+        let _held: Vec<_> = snapshot.lanes.iter().skip(1).map(|lane| lane.lock()).collect();
+        for number in 0..3 {
+            let expected = (number == 0).then_some(world.genesis().anchor.block.hash);
+            assert_eq!(snapshot.block_hash(number).unwrap(), expected, "one free lane is found from any thread");
+        }
+    }
+
+    #[test]
+    fn lanes_leave_readers_for_further_snapshots() {
+        let dir = TempDir::new().unwrap();
+        let (store, _) = loaded(&dir, Options::default().with_lanes(8).with_max_readers(64));
+        let mut alive: Vec<_> = (0..20).map(|_| store.snapshot().unwrap()).collect();
+        let lanes: usize = alive.iter().map(|snapshot| snapshot.lanes.len()).sum();
+        assert_eq!(lanes, 20 + 32, "one lane each, and half of all readers shared out");
+        alive.clear();
+        assert_eq!(store.snapshot().unwrap().lanes.len(), 8, "what was dropped is to spare again");
+    }
+
+    #[test]
+    fn too_many_snapshots_are_an_error_and_pass() {
+        let dir = TempDir::new().unwrap();
+        let (store, world) = loaded(&dir, Options::default().with_lanes(1).with_max_readers(16));
+        let mut alive = Vec::new();
+        let error = loop {
+            match store.snapshot() {
+                Ok(snapshot) => alive.push(snapshot),
+                Err(error) => break error,
+            }
+            assert!(alive.len() < 1000, "the limit of readers was never reached");
+        };
+        assert!(matches!(error, MdbxError::Database(libmdbx::Error::ReadersFull)), "{error}");
+        assert!(alive.len() >= 16, "{}", alive.len());
+        alive.truncate(10);
+        world.check_store(&store);
+    }
+}

@@ -141,3 +141,21 @@ fn a_million_accounts_load_at_once() {
     let dir = TempDir::new().unwrap();
     load_many(&open(dir.path()).unwrap(), 1_000_000);
 }
+
+#[test]
+fn a_full_map_is_an_error_and_changes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let options = Options::default().with_map_bytes(4 << 20).with_growth_bytes(1 << 20);
+    let store = MdbxStore::open(dir.path(), options).unwrap();
+    let mut world = World::new(0, State::default());
+    world.load_into(&store);
+    let mut larger = world.clone();
+    larger.extend(State::default(), Some(vec![1; 8 << 20].into()));
+    let error = store.commit(&larger.batch_from(0)).unwrap_err();
+    assert!(matches!(error, MdbxError::Database(libmdbx::Error::MapFull)), "{error}");
+    world.check_store(&store);
+    world.extend(State::default(), Some(vec![1; 1 << 10].into()));
+    store.commit(&world.batch_from(0)).unwrap();
+    drop(store);
+    world.check_store(&open(dir.path()).unwrap());
+}

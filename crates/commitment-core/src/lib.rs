@@ -21,6 +21,7 @@ pub mod keys;
 pub mod memory;
 pub mod node;
 pub mod overlay;
+pub mod record;
 pub mod resolve;
 pub mod store;
 pub mod trie;

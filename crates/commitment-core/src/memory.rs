@@ -1,6 +1,6 @@
 //! A store in memory: the reference for what a backend does, and the home of tests and small chains.
 //!
-//! Rows live in sorted tables that keep a key's older values while a snapshot needs them ([`versioned`]), so a commit
+//! Rows live in sorted tables that keep a key's older values while a snapshot needs them (`versioned`), so a commit
 //! costs its own changes, whatever the size of the state.
 //!
 //! # How a write stays invisible until it is whole

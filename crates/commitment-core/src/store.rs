@@ -309,6 +309,8 @@ impl Retention {
 }
 
 /// A source of leaves and nodes for a load, pulled piece by piece so that memory stays bounded.
+///
+/// The store's writer is held all the while: a source that writes to the store which it loads waits for itself.
 pub trait LoadSource {
     /// Why the source can fail.
     type Error: std::error::Error + Send + Sync + 'static;

@@ -1,4 +1,5 @@
-//! Readers of published Ethereum test data, and an oracle of state roots that shares no code with the fold.
+//! Readers of published Ethereum test data, an oracle of state roots that shares no code with the fold, and the
+//! conformance suite for backends.
 //!
 //! Invariants:
 //! 1. A reader never panics on its input: each fault is a [`ReadError`] that names the file and the place in it.
@@ -9,6 +10,7 @@
 pub mod archive;
 pub mod bal_vectors;
 pub mod chains;
+pub mod conformance;
 mod error;
 pub mod fixtures;
 mod json;

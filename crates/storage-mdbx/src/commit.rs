@@ -1,0 +1,169 @@
+//! Writing: load, commit, unwind and prune, each one durable write transaction.
+//!
+//! Invariants:
+//! 1. What is checked is read in the same transaction that writes: no other writer comes between.
+//! 2. Nothing is visible or durable before the transaction's commit; an error before it leaves no trace.
+//! 3. Rows are written in order of their keys.
+
+use foldgate_core::{
+    BlockNumHash, BlockNumber, CommitBatch, LoadError, LoadSource, NodeKey, Refusal, Rows, StateAnchor, TrieId,
+    UnwindBatch, record,
+    store::{LoadOrder, Retention},
+};
+
+use crate::{
+    env::{Env, WriteTxn},
+    error::MdbxError,
+    tables::{
+        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, GENESIS, META, REVERSE_DIFFS, SLOTS,
+        STORAGE_NODES, TIP, decode_anchor,
+    },
+};
+
+/// How leaves are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    /// They come after all leaves of their tables.
+    Append,
+    /// They come anywhere.
+    Upsert,
+}
+
+pub(crate) fn load<L: LoadSource>(env: &Env, mut source: L) -> Result<StateAnchor, LoadError<MdbxError, L::Error>> {
+    let txn = env.begin_write().map_err(LoadError::Store)?;
+    if let Some(tip) = meta_anchor(&txn, TIP).map_err(LoadError::Store)? {
+        return Err(LoadError::Store(Refusal::NotEmpty { tip }.into()));
+    }
+    let mut order = LoadOrder::default();
+    while let Some(rows) = source.next_rows().map_err(LoadError::Source)? {
+        order.check(&rows).map_err(|refusal| LoadError::Store(refusal.into()))?;
+        put_rows(&txn, &rows, Leaves::Append).map_err(LoadError::Store)?;
+    }
+    let anchor = source.anchor().map_err(LoadError::Source)?;
+    finish_load(txn, anchor).map_err(LoadError::Store)?;
+    Ok(anchor)
+}
+
+fn finish_load(txn: WriteTxn<'_>, anchor: StateAnchor) -> Result<(), MdbxError> {
+    put_block(&txn, &anchor)?;
+    put_meta_anchor(&txn, GENESIS, &anchor)?;
+    put_meta_anchor(&txn, TIP, &anchor)?;
+    txn.commit()
+}
+
+pub(crate) fn commit(env: &Env, batch: &CommitBatch) -> Result<(), MdbxError> {
+    let txn = env.begin_write()?;
+    let tip = batch.check(meta_anchor(&txn, TIP)?)?;
+    put_rows(&txn, &batch.rows, Leaves::Upsert)?;
+    for block in &batch.blocks {
+        put_block(&txn, &block.anchor)?;
+        let key = record::number_key(block.anchor.block.number);
+        txn.put(REVERSE_DIFFS, &key, &block.reverse.to_bytes())?;
+        if let Some(bal) = &block.bal {
+            txn.put(BALS, &record::block_key(&block.anchor.block), bal)?;
+        }
+    }
+    put_meta_anchor(&txn, TIP, &tip)?;
+    txn.commit()
+}
+
+pub(crate) fn unwind(env: &Env, batch: &UnwindBatch) -> Result<(), MdbxError> {
+    let txn = env.begin_write()?;
+    let committed = anchor_at(&txn, batch.to.block.number)?;
+    batch.check(meta_anchor(&txn, TIP)?, committed)?;
+    put_rows(&txn, &batch.rows, Leaves::Upsert)?;
+    // The target lies below the tip: see the check.
+    let above = batch.to.block.number + 1;
+    let key = record::number_key(above);
+    for table in [BLOCK_HASHES, ANCHORS, REVERSE_DIFFS] {
+        txn.delete_range(table, &key, None)?;
+    }
+    txn.delete_range(BALS, &record::block_key(&BlockNumHash::new(above, Default::default())), None)?;
+    put_meta_anchor(&txn, TIP, &batch.to)?;
+    txn.commit()
+}
+
+pub(crate) fn prune_below(env: &Env, below: BlockNumber) -> Result<u64, MdbxError> {
+    let txn = env.begin_write()?;
+    let Some(tip) = meta_anchor(&txn, TIP)? else { return Ok(0) };
+    let keep = Retention::below(below, tip);
+    for (table, first) in [(BLOCK_HASHES, keep.block_hashes), (ANCHORS, keep.anchors), (REVERSE_DIFFS, keep.diffs)] {
+        txn.delete_range(table, &[], Some(&record::number_key(first)))?;
+    }
+    let first = record::block_key(&BlockNumHash::new(keep.diffs, Default::default()));
+    let dropped = txn.delete_range(BALS, &[], Some(&first))?;
+    txn.commit()?;
+    Ok(dropped)
+}
+
+fn put_rows(txn: &WriteTxn<'_>, rows: &Rows, leaves: Leaves) -> Result<(), MdbxError> {
+    let append = leaves == Leaves::Append;
+    let accounts = rows.accounts.iter();
+    let accounts = accounts.map(|(hashed_address, account)| (hashed_address, account.map(|it| it.to_bytes())));
+    txn.put_all(ACCOUNTS, append, accounts)?;
+    let slots = rows.slots.iter().map(|((hashed_address, hashed_slot), value)| {
+        let mut buffer = [0; 32];
+        let used = record::write_slot_value(value, &mut buffer).len();
+        (record::slot_key(hashed_address, hashed_slot), (used > 0).then_some(SlotRow { buffer, used }))
+    });
+    txn.put_all(SLOTS, append, slots)?;
+    // Keys sort the account trie first.
+    let split = rows.nodes.partition_point(|(key, _)| key.trie == TrieId::Accounts);
+    let (account_nodes, storage_nodes) = rows.nodes.split_at(split);
+    for (table, nodes) in [(ACCOUNT_NODES, account_nodes), (STORAGE_NODES, storage_nodes)] {
+        txn.put_all(table, false, nodes.iter().map(|(key, row)| (NodeBytes::new(key), row.as_ref())))?;
+    }
+    txn.put_all(CODES, false, rows.codes.iter().map(|(hash, code)| (hash, Some(code))))
+}
+
+/// The row of a slot: the last `used` bytes.
+struct SlotRow {
+    buffer: [u8; 32],
+    used: usize,
+}
+
+impl AsRef<[u8]> for SlotRow {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[32 - self.used..]
+    }
+}
+
+/// The key of a node: the first `used` bytes.
+struct NodeBytes {
+    buffer: [u8; NodeKey::MAX_BYTES],
+    used: usize,
+}
+
+impl NodeBytes {
+    fn new(key: &NodeKey) -> Self {
+        let mut buffer = [0; NodeKey::MAX_BYTES];
+        let used = key.write_bytes(&mut buffer).len();
+        Self { buffer, used }
+    }
+}
+
+impl AsRef<[u8]> for NodeBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.used]
+    }
+}
+
+fn put_block(txn: &WriteTxn<'_>, anchor: &StateAnchor) -> Result<(), MdbxError> {
+    let key = record::number_key(anchor.block.number);
+    txn.put(BLOCK_HASHES, &key, anchor.block.hash.as_slice())?;
+    txn.put(ANCHORS, &key, &record::anchor_bytes(anchor))
+}
+
+fn put_meta_anchor(txn: &WriteTxn<'_>, key: &str, anchor: &StateAnchor) -> Result<(), MdbxError> {
+    txn.put(META, key.as_bytes(), &record::anchor_bytes(anchor))
+}
+
+fn meta_anchor(txn: &WriteTxn<'_>, key: &'static str) -> Result<Option<StateAnchor>, MdbxError> {
+    let row = txn.get(META, key.as_bytes())?;
+    row.map(|row| decode_anchor("meta", key.as_bytes(), &row)).transpose()
+}
+
+fn anchor_at(txn: &WriteTxn<'_>, number: BlockNumber) -> Result<Option<StateAnchor>, MdbxError> {
+    let key = record::number_key(number);
+    txn.get(ANCHORS, &key)?.map(|row| decode_anchor("anchors", &key, &row)).transpose()
+}

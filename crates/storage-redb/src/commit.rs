@@ -1,0 +1,167 @@
+//! Writing: load, commit, unwind and prune, each one durable write transaction.
+//!
+//! Invariants:
+//! 1. What is checked is read in the same transaction that writes: no other writer comes between.
+//! 2. Nothing is visible or durable before the transaction's commit; an error before it leaves no trace.
+//! 3. Rows are written in order of their keys.
+
+use alloy_primitives::Bytes;
+use foldgate_core::{
+    BlockNumHash, BlockNumber, CommitBatch, LoadError, LoadSource, NodeKey, Refusal, Rows, StateAnchor, TrieId,
+    UnwindBatch, record,
+    store::{LoadOrder, Retention},
+};
+use redb::{ReadableTable, WriteTransaction};
+
+use crate::{
+    env::Env,
+    error::RedbError,
+    tables::{
+        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, GENESIS, META, REVERSE_DIFFS, SLOTS,
+        STORAGE_NODES, TIP, Table, Variable, decode_anchor,
+    },
+};
+
+pub(crate) fn load<L: LoadSource>(env: &Env, mut source: L) -> Result<StateAnchor, LoadError<RedbError, L::Error>> {
+    let txn = env.begin_write().map_err(LoadError::Store)?;
+    if let Some(tip) = meta_anchor(&txn, TIP).map_err(LoadError::Store)? {
+        return Err(LoadError::Store(Refusal::NotEmpty { tip }.into()));
+    }
+    let mut order = LoadOrder::default();
+    while let Some(rows) = source.next_rows().map_err(LoadError::Source)? {
+        order.check(&rows).map_err(|refusal| LoadError::Store(refusal.into()))?;
+        put_rows(&txn, &rows).map_err(LoadError::Store)?;
+    }
+    let anchor = source.anchor().map_err(LoadError::Source)?;
+    finish_load(txn, anchor).map_err(LoadError::Store)?;
+    Ok(anchor)
+}
+
+fn finish_load(txn: WriteTransaction, anchor: StateAnchor) -> Result<(), RedbError> {
+    put_block(&txn, &anchor)?;
+    put_meta_anchor(&txn, GENESIS, &anchor)?;
+    put_meta_anchor(&txn, TIP, &anchor)?;
+    Ok(txn.commit()?)
+}
+
+pub(crate) fn commit(env: &Env, batch: &CommitBatch) -> Result<(), RedbError> {
+    let txn = env.begin_write()?;
+    let tip = batch.check(meta_anchor(&txn, TIP)?)?;
+    put_rows(&txn, &batch.rows)?;
+    for block in &batch.blocks {
+        put_block(&txn, &block.anchor)?;
+        let key = record::number_key(block.anchor.block.number);
+        txn.open_table(REVERSE_DIFFS)?.insert(&key, block.reverse.to_bytes().as_slice())?;
+        if let Some(bal) = &block.bal {
+            txn.open_table(BALS)?.insert(&record::block_key(&block.anchor.block), bal.as_ref())?;
+        }
+    }
+    put_meta_anchor(&txn, TIP, &tip)?;
+    Ok(txn.commit()?)
+}
+
+pub(crate) fn unwind(env: &Env, batch: &UnwindBatch) -> Result<(), RedbError> {
+    let txn = env.begin_write()?;
+    let committed = anchor_at(&txn, batch.to.block.number)?;
+    batch.check(meta_anchor(&txn, TIP)?, committed)?;
+    put_rows(&txn, &batch.rows)?;
+    // The target lies below the tip: see the check.
+    let above = batch.to.block.number + 1;
+    let key = record::number_key(above);
+    for table in [BLOCK_HASHES, ANCHORS, REVERSE_DIFFS] {
+        txn.open_table(table)?.retain_in::<&[u8; 8], _>(&key.., |_, _| false)?;
+    }
+    let first = record::block_key(&BlockNumHash::new(above, Default::default()));
+    txn.open_table(BALS)?.retain_in::<&[u8; 40], _>(&first.., |_, _| false)?;
+    put_meta_anchor(&txn, TIP, &batch.to)?;
+    Ok(txn.commit()?)
+}
+
+pub(crate) fn prune_below(env: &Env, below: BlockNumber) -> Result<u64, RedbError> {
+    let txn = env.begin_write()?;
+    let Some(tip) = meta_anchor(&txn, TIP)? else { return Ok(0) };
+    let keep = Retention::below(below, tip);
+    for (table, first) in [(BLOCK_HASHES, keep.block_hashes), (ANCHORS, keep.anchors), (REVERSE_DIFFS, keep.diffs)] {
+        let key = record::number_key(first);
+        txn.open_table(table)?.retain_in::<&[u8; 8], _>(..&key, |_, _| false)?;
+    }
+    let mut dropped = 0;
+    let first = record::block_key(&BlockNumHash::new(keep.diffs, Default::default()));
+    txn.open_table(BALS)?.retain_in::<&[u8; 40], _>(..&first, |_, _| {
+        dropped += 1;
+        false
+    })?;
+    txn.commit()?;
+    Ok(dropped)
+}
+
+fn put_rows(txn: &WriteTransaction, rows: &Rows) -> Result<(), RedbError> {
+    let mut accounts = txn.open_table(ACCOUNTS)?;
+    for (hashed_address, account) in &rows.accounts {
+        match account {
+            Some(account) => drop(accounts.insert(&hashed_address.0, account.to_bytes().as_slice())?),
+            None => drop(accounts.remove(&hashed_address.0)?),
+        }
+    }
+    let mut slots = txn.open_table(SLOTS)?;
+    for ((hashed_address, hashed_slot), value) in &rows.slots {
+        let key = record::slot_key(hashed_address, hashed_slot);
+        if value.is_zero() {
+            slots.remove(&key)?;
+        } else {
+            slots.insert(&key, record::write_slot_value(value, &mut [0; 32]))?;
+        }
+    }
+    // Keys sort the account trie first.
+    let (account_nodes, storage_nodes) =
+        rows.nodes.split_at(rows.nodes.partition_point(|(key, _)| key.trie == TrieId::Accounts));
+    put_nodes(txn, ACCOUNT_NODES, account_nodes)?;
+    put_nodes(txn, STORAGE_NODES, storage_nodes)?;
+    let mut codes = txn.open_table(CODES)?;
+    for (hash, code) in &rows.codes {
+        codes.insert(&hash.0, code.as_ref())?;
+    }
+    Ok(())
+}
+
+fn put_nodes(
+    txn: &WriteTransaction,
+    table: Table<Variable>,
+    rows: &[(NodeKey, Option<Bytes>)],
+) -> Result<(), RedbError> {
+    let mut nodes = txn.open_table(table)?;
+    for (key, row) in rows {
+        let mut buffer = [0; NodeKey::MAX_BYTES];
+        let key = key.write_bytes(&mut buffer);
+        match row {
+            Some(row) => drop(nodes.insert(key, row.as_ref())?),
+            None => drop(nodes.remove(key)?),
+        }
+    }
+    Ok(())
+}
+
+fn put_block(txn: &WriteTransaction, anchor: &StateAnchor) -> Result<(), RedbError> {
+    let key = record::number_key(anchor.block.number);
+    txn.open_table(BLOCK_HASHES)?.insert(&key, anchor.block.hash.as_slice())?;
+    txn.open_table(ANCHORS)?.insert(&key, record::anchor_bytes(anchor).as_slice())?;
+    Ok(())
+}
+
+fn put_meta_anchor(txn: &WriteTransaction, key: &str, anchor: &StateAnchor) -> Result<(), RedbError> {
+    txn.open_table(META)?.insert(key, record::anchor_bytes(anchor).as_slice())?;
+    Ok(())
+}
+
+fn meta_anchor(txn: &WriteTransaction, key: &'static str) -> Result<Option<StateAnchor>, RedbError> {
+    let table = txn.open_table(META)?;
+    let row = table.get(key)?;
+    row.map(|row| decode_anchor("meta", key.as_bytes(), row.value())).transpose()
+}
+
+fn anchor_at(txn: &WriteTransaction, number: BlockNumber) -> Result<Option<StateAnchor>, RedbError> {
+    let key = record::number_key(number);
+    let table = txn.open_table(ANCHORS)?;
+    let row = table.get(&key)?;
+    row.map(|row| decode_anchor("anchors", &key, row.value())).transpose()
+}

@@ -1,0 +1,141 @@
+//! What becomes of a store's files: opened twice, killed, damaged, or made by something else.
+
+use std::{fs, path::Path};
+
+use alloy_primitives::{B256, U256};
+use foldgate_core::{
+    BackendError, BalStore, BlockNumHash, StateReader, TrieReader, TrieStore,
+    record::{self, ROW_FORMAT},
+};
+use foldgate_storage_redb::{FORMAT_VERSION, Options, RedbError, RedbStore};
+use foldgate_testing::conformance::{
+    kills::survives_kills,
+    loading::load_many,
+    world::{State, World},
+};
+use redb::{Database, Key, TableDefinition};
+use tempfile::TempDir;
+
+fn open(dir: &Path) -> Result<RedbStore, RedbError> {
+    RedbStore::open(dir, Options::default().with_cache_bytes(64 << 20))
+}
+
+/// Writes a row behind the store's back.
+fn poke<K: Key + 'static>(dir: &Path, table: &str, key: K::SelfType<'_>, value: &[u8]) {
+    let db = Database::open(dir.join("foldgate.redb")).unwrap();
+    let txn = db.begin_write().unwrap();
+    txn.open_table(TableDefinition::<K, &[u8]>::new(table)).unwrap().insert(key, value).unwrap();
+    txn.commit().unwrap();
+}
+
+/// A closed store of one block over a genesis.
+fn stored(dir: &Path) -> World {
+    let mut state = State::default();
+    state.slots.insert((B256::repeat_byte(1), B256::repeat_byte(2)), U256::from(3));
+    let mut world = World::new(0, state.clone());
+    let store = open(dir).unwrap();
+    world.load_into(&store);
+    world.extend(state, None);
+    store.commit(&world.batch_from(0)).unwrap();
+    world
+}
+
+#[test]
+fn a_second_open_is_refused_until_store_and_snapshots_are_gone() {
+    let dir = TempDir::new().unwrap();
+    let world = stored(dir.path());
+    let store = open(dir.path()).unwrap();
+    assert!(matches!(open(dir.path()), Err(RedbError::AlreadyOpen { path }) if path == dir.path()));
+    let snapshot = store.snapshot().unwrap();
+    drop(store);
+    assert!(matches!(open(dir.path()), Err(RedbError::AlreadyOpen { .. })), "a snapshot keeps the database open");
+    drop(snapshot);
+    world.check_store(&open(dir.path()).unwrap());
+}
+
+#[test]
+fn another_format_is_refused_and_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let world = stored(dir.path());
+    poke::<&str>(dir.path(), "meta", "format_version", &(FORMAT_VERSION + 1).to_be_bytes());
+    let error = open(dir.path()).unwrap_err();
+    let (got, expected) = (FORMAT_VERSION + 1, FORMAT_VERSION);
+    assert!(matches!(error, RedbError::FormatVersion { got: g, expected: e } if (g, e) == (got, expected)), "{error}");
+    assert!(error.refusal().is_none());
+    poke::<&str>(dir.path(), "meta", "format_version", &FORMAT_VERSION.to_be_bytes());
+    poke::<&str>(dir.path(), "meta", "row_format", &(ROW_FORMAT + 7).to_be_bytes());
+    let error = open(dir.path()).unwrap_err();
+    assert!(matches!(error, RedbError::RowFormat { got, expected: ROW_FORMAT } if got == ROW_FORMAT + 7), "{error}");
+    poke::<&str>(dir.path(), "meta", "row_format", &ROW_FORMAT.to_be_bytes()[1..]);
+    assert!(matches!(open(dir.path()), Err(RedbError::CorruptRow { table: "meta", .. })));
+    poke::<&str>(dir.path(), "meta", "row_format", &ROW_FORMAT.to_be_bytes());
+    world.check_store(&open(dir.path()).unwrap());
+}
+
+#[test]
+fn a_database_of_something_else_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let db = Database::create(dir.path().join("foldgate.redb")).unwrap();
+    let txn = db.begin_write().unwrap();
+    txn.open_table(TableDefinition::<u64, u64>::new("other")).unwrap().insert(1, 1).unwrap();
+    txn.commit().unwrap();
+    drop(db);
+    assert!(matches!(open(dir.path()), Err(RedbError::NotAStore { path }) if path == dir.path()));
+
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("foldgate.redb"), vec![7; 100_000]).unwrap();
+    assert!(matches!(open(dir.path()), Err(RedbError::Database(_))));
+
+    let file = dir.path().join("a file");
+    fs::write(&file, b"no directory").unwrap();
+    assert!(matches!(open(&file), Err(RedbError::Directory { .. })));
+}
+
+#[test]
+fn corrupt_rows_are_named() {
+    let dir = TempDir::new().unwrap();
+    stored(dir.path());
+    let (address, slot) = (B256::repeat_byte(1), B256::repeat_byte(2));
+    let slot_key = record::slot_key(&address, &slot);
+    let number = record::number_key(1);
+    poke::<&[u8; 32]>(dir.path(), "accounts", &address.0, &[0xff, 1, 2]);
+    poke::<&[u8; 64]>(dir.path(), "slots", &slot_key, &[0, 1]);
+    poke::<&[u8; 8]>(dir.path(), "block_hashes", &number, &[1; 31]);
+    poke::<&[u8; 8]>(dir.path(), "anchors", &number, &[1; 71]);
+    poke::<&[u8; 8]>(dir.path(), "reverse_diffs", &number, &[0xc1]);
+    let store = open(dir.path()).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    fn corrupt<T: std::fmt::Debug>(result: Result<T, RedbError>, expected: &str, at: &[u8]) {
+        match result {
+            Err(RedbError::CorruptRow { table, key }) => assert_eq!((table, key.as_ref()), (expected, at)),
+            other => panic!("a corrupt row gave {other:?}"),
+        }
+    }
+    corrupt(snapshot.account(&address), "accounts", address.as_slice());
+    corrupt(snapshot.account_info(&address), "accounts", address.as_slice());
+    corrupt(snapshot.accounts_from(&B256::ZERO, 9), "accounts", address.as_slice());
+    corrupt(snapshot.storage(&address, &slot), "slots", &slot_key);
+    corrupt(snapshot.slots_from(&address, &B256::ZERO, 9), "slots", &slot_key);
+    corrupt(snapshot.block_hash(1), "block_hashes", &number);
+    corrupt(store.committed(1), "anchors", &number);
+    corrupt(store.reverse_diff(1), "reverse_diffs", &number);
+    assert_eq!(store.bal(BlockNumHash::new(1, B256::ZERO)).unwrap(), None);
+    drop((store, snapshot));
+    poke::<&str>(dir.path(), "meta", "tip", b"short");
+    let store = open(dir.path()).unwrap();
+    corrupt(store.tip(), "meta", b"tip");
+    corrupt(store.snapshot(), "meta", b"tip");
+}
+
+#[test]
+fn a_killed_process_leaves_a_whole_block() {
+    let dir = TempDir::new().unwrap();
+    survives_kills("a_killed_process_leaves_a_whole_block", dir.path(), 5, |dir| open(dir).unwrap());
+}
+
+/// A small chain's worth of state in one transaction.
+#[test]
+fn a_million_accounts_load_at_once() {
+    let dir = TempDir::new().unwrap();
+    load_many(&open(dir.path()).unwrap(), 1_000_000);
+}

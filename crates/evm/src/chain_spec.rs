@@ -49,7 +49,9 @@ pub enum ChainSpecError {
         total_difficulty: U256,
     },
     /// Blob parameters divide by zero, or allow less than they aim at.
-    #[error("the blob parameters {name:?} are not usable: target {target}, max {max}, update fraction {update_fraction}")]
+    #[error(
+        "the blob parameters {name:?} are not usable: target {target}, max {max}, update fraction {update_fraction}"
+    )]
     BlobParams {
         /// The name of the schedule's entry.
         name: String,
@@ -115,8 +117,8 @@ impl ChainSpec {
     /// # Errors
     /// If the name is unknown. Transitions at a total difficulty ("..AtDiffC0000") are not supported.
     pub fn from_network(name: &str, amsterdam_rules: AmsterdamRules) -> Result<Self, ChainSpecError> {
-        let forks =
-            network::forks(name).ok_or_else(|| ChainSpecError::UnknownNetwork { got: name.chars().take(80).collect() })?;
+        let forks = network::forks(name)
+            .ok_or_else(|| ChainSpecError::UnknownNetwork { got: name.chars().take(80).collect() })?;
         Ok(Self::new(1, forks, MAINNET_DEPOSIT_CONTRACT_ADDRESS, amsterdam_rules))
     }
 
@@ -197,14 +199,15 @@ impl ChainSpec {
     }
 
     fn blob_params_of(&self, schedule: &BTreeMap<String, BlobParams>) -> Vec<(u64, BlobParams)> {
-        let scheduled = |name: &str| {
-            schedule.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, params)| *params)
-        };
+        let scheduled =
+            |name: &str| schedule.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, params)| *params);
         let mut all = Vec::new();
         for (fork, name, default) in BLOB_FORKS {
             let ForkCondition::Timestamp(from) = self.forks.ethereum_fork_activation(fork) else { continue };
             let params = match scheduled(name) {
-                Some(params) if fork < EthereumHardfork::Osaka => Some(params.with_max_blobs_per_tx(params.max_blob_count)),
+                Some(params) if fork < EthereumHardfork::Osaka => {
+                    Some(params.with_max_blobs_per_tx(params.max_blob_count))
+                }
                 Some(params) => {
                     Some(params.with_blob_base_cost(BLOB_BASE_COST).with_max_blobs_per_tx(MAX_BLOBS_PER_TX_FUSAKA))
                 }

@@ -209,9 +209,7 @@ impl Stepped<'_> {
         for (index, (transaction, sender)) in block.transactions.iter().zip(self.senders).enumerate() {
             self.check_cancelled()?;
             let transaction = Recovered::new_unchecked(transaction, *sender);
-            executor
-                .execute_transaction_with_index(transaction, index)
-                .map_err(|error| stop(Some(index), error))?;
+            executor.execute_transaction_with_index(transaction, index).map_err(|error| stop(Some(index), error))?;
             self.send(BlockAccessIndex::from_tx_index(index as u64), executor.evm_mut().db_mut());
         }
 
@@ -279,9 +277,10 @@ fn stop(tx_index: Option<usize>, error: BlockExecutionError) -> Stop {
             Some(reason) => Stop::Invalid(BlockInvalid::Transaction { index, reason }),
             None => Stop::Evm(V::InvalidTx { hash, error }.into()),
         },
-        V::TransactionGasLimitMoreThanAvailableBlockGas { transaction_gas_limit: got, block_available_gas: available } => {
-            Stop::Invalid(BlockInvalid::TransactionGas { index, got, available })
-        }
+        V::TransactionGasLimitMoreThanAvailableBlockGas {
+            transaction_gas_limit: got,
+            block_available_gas: available,
+        } => Stop::Invalid(BlockInvalid::TransactionGas { index, got, available }),
         V::MissingParentBeaconBlockRoot => {
             Stop::Invalid(BlockInvalid::FieldMissing { field: "parent_beacon_block_root" })
         }

@@ -6,8 +6,8 @@
 //! 2. Accounts that the genesis lists stay, also empty ones; slots of value zero are left out.
 
 use alloy_consensus::{EMPTY_OMMER_ROOT_HASH, Header, constants::EMPTY_WITHDRAWALS};
-use alloy_eips::{eip1559::INITIAL_BASE_FEE, eip7685::EMPTY_REQUESTS_HASH};
 use alloy_eip7928::EMPTY_BLOCK_ACCESS_LIST_HASH;
+use alloy_eips::{eip1559::INITIAL_BASE_FEE, eip7685::EMPTY_REQUESTS_HASH};
 use alloy_genesis::Genesis;
 use alloy_hardforks::EthereumHardforks;
 use alloy_primitives::{Address, B64, B256, Bytes, KECCAK256_EMPTY, Sealable, Sealed, U256, keccak256};

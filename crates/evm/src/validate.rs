@@ -17,12 +17,7 @@ use alloy_eips::{
 use alloy_hardforks::EthereumHardforks;
 use alloy_primitives::{Sealed, keccak256};
 
-use crate::{
-    block::Block,
-    chain_spec::ChainSpec,
-    execute::ExecutedBlock,
-    invalid::BlockInvalid,
-};
+use crate::{block::Block, chain_spec::ChainSpec, execute::ExecutedBlock, invalid::BlockInvalid};
 
 /// The longest extra data in bytes (yellow paper 4.3.4).
 const MAX_EXTRA_DATA: usize = 32;

@@ -107,7 +107,9 @@ mod tests {
 
     #[test]
     fn other_names_are_refused() {
-        for name in ["", "Atlantis", "ArrowGlacierToParisAtDiffC0000", "PragueToCancunAtTime15k", "ToAt", "CancunToPragueAt5"] {
+        for name in
+            ["", "Atlantis", "ArrowGlacierToParisAtDiffC0000", "PragueToCancunAtTime15k", "ToAt", "CancunToPragueAt5"]
+        {
             let got = ChainSpec::from_network(name, AmsterdamRules::Full);
             assert!(matches!(got, Err(ChainSpecError::UnknownNetwork { .. })), "{name}");
         }

@@ -32,7 +32,8 @@ const EIP_7610: [&str; 5] = [
 #[derive(Debug, Default)]
 struct Outcome {
     tests: usize,
-    skipped: usize,
+    /// Tests of [`EIP_7610`], which fail.
+    known_gaps: usize,
     valid: usize,
     compared: usize,
     gas: u64,
@@ -47,21 +48,25 @@ fn run_suite(path: &Path) -> Outcome {
         let file = file.unwrap();
         for test in &file.tests {
             outcome.tests += 1;
-            if EIP_7610.iter().any(|name| test.file.ends_with(&format!("/{name}.json"))) {
-                outcome.skipped += 1;
-                continue;
-            }
-            if let Err(failure) = run_test(test, &mut outcome) {
-                outcome.failures.push(format!("{} {}: {failure}", test.file, test.name));
-            }
+            let known_gap = EIP_7610.iter().any(|name| test.file.ends_with(&format!("/{name}.json")));
+            let failure = match (run_test(test, &mut outcome), known_gap) {
+                (Ok(()), false) => continue,
+                (Ok(()), true) => "passes, though the EVM is said to fail it".to_owned(),
+                (Err(_), true) => {
+                    outcome.known_gaps += 1;
+                    continue;
+                }
+                (Err(failure), false) => failure,
+            };
+            outcome.failures.push(format!("{} {}: {failure}", test.file, test.name));
         }
         ControlFlow::Continue(())
     });
     println!(
-        "{}: {} tests, {} skipped, {} valid blocks, {} lists compared, {} gas, {} failures",
+        "{}: {} tests, {} known gaps, {} valid blocks, {} lists compared, {} gas, {} failures",
         path.display(),
         outcome.tests,
-        outcome.skipped,
+        outcome.known_gaps,
         outcome.valid,
         outcome.compared,
         outcome.gas,
@@ -111,12 +116,51 @@ fn run_test(test: &BlockchainTest, outcome: &mut Outcome) -> Result<(), String> 
             Err(reason) => reason,
         };
         let kind = reason.split(['{', '(', ' ']).next().unwrap_or_default().to_owned();
-        *outcome.refused.entry((block.expect_exception.clone().unwrap_or_default(), kind)).or_default() += 1;
+        let expected = block.expect_exception.clone().unwrap_or_default();
+        if !expected.split('|').any(|expected| reasons(expected).contains(&&*kind)) {
+            return Err(format!("block {position} is refused by {reason}, expected {expected}"));
+        }
+        *outcome.refused.entry((expected, kind)).or_default() += 1;
     }
     let (_, last) = known.get(&test.last_block_hash).ok_or("the last block is not known")?;
     match &test.post_state {
         Some(expected) if *last.accounts() != expected.hashed() => Err("the final state differs".into()),
         _ => Ok(()),
+    }
+}
+
+/// Our reasons that amount to a test's reason.
+fn reasons(expected: &str) -> &'static [&'static str] {
+    let Some(expected) = expected.strip_prefix("BlockException.") else {
+        // In ethereum/tests, blocks with an invalid transaction have headers computed without it.
+        return match expected {
+            "TransactionException.TYPE_3_TX_CONTRACT_CREATION" | "TransactionException.TYPE_4_TX_CONTRACT_CREATION" => {
+                &["Decode"]
+            }
+            "TransactionException.TYPE_3_TX_MAX_BLOB_GAS_ALLOWANCE_EXCEEDED" => &["BlobGasAboveLimit"],
+            _ => &["Transaction", "TransactionsRoot"],
+        };
+    };
+    match expected {
+        "BLOCK_ACCESS_LIST_GAS_LIMIT_EXCEEDED" => &["BalItems"],
+        "INCORRECT_BLOCK_FORMAT" | "INVALID_BLOCK_ACCESS_LIST" => &["BalHash"],
+        "EXTRA_DATA_TOO_BIG" => &["ExtraData"],
+        "IMPORT_IMPOSSIBLE_UNCLES_OVER_PARIS" => &["OmmerCount", "OmmersHash"],
+        "INCORRECT_EXCESS_BLOB_GAS" => &["ExcessBlobGas"],
+        "INVALID_BASEFEE_PER_GAS" => &["BaseFee"],
+        "INVALID_BLOCK_NUMBER" => &["Number"],
+        "INVALID_BLOCK_TIMESTAMP_OLDER_THAN_PARENT" => &["Timestamp"],
+        "INVALID_DEPOSIT_EVENT_LAYOUT" => &["DepositEventLayout"],
+        "INVALID_GASLIMIT" => &["GasLimit"],
+        "INVALID_RECEIPTS_ROOT" => &["ReceiptsRoot"],
+        "INVALID_TRANSACTIONS_ROOT" => &["TransactionsRoot"],
+        "INVALID_WITHDRAWALS_ROOT" => &["WithdrawalsRoot"],
+        "RLP_STRUCTURES_ENCODING" => &["Decode"],
+        // The EVM gives system calls more gas than 30,000,000: a call that fails one gas above is seen by its outcome.
+        "SYSTEM_CONTRACT_CALL_FAILED" => &["SystemCallFailed", "StateRoot", "BalHash"],
+        "SYSTEM_CONTRACT_EMPTY" => &["SystemContractEmpty"],
+        "UNKNOWN_PARENT" | "UNKNOWN_PARENT_ZERO" => &["UnknownParent"],
+        _ => &[],
     }
 }
 
@@ -141,7 +185,7 @@ fn ethereum_tests_cancun() {
     let path = fixtures_or_skip!("ethereum/tests for Cancun", "ethereum-tests/cancun.tar.zst");
     let outcome = run_suite(&path);
     assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
-    assert_eq!((outcome.tests, outcome.skipped), (2049, 0));
+    assert_eq!((outcome.tests, outcome.known_gaps), (2049, 8));
 }
 
 #[test]
@@ -149,7 +193,7 @@ fn prague_fill() {
     let path = fixtures_or_skip!("EEST tests for Prague", "prague-fill/prague.tar.zst");
     let outcome = run_suite(&path);
     assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
-    assert_eq!((outcome.tests, outcome.skipped), (684, 0));
+    assert_eq!((outcome.tests, outcome.known_gaps), (684, 0));
 }
 
 #[test]
@@ -158,6 +202,6 @@ fn access_lists_under_osaka() {
         let path = fixtures_or_skip!("EIP-7928 tests", &format!("bal-amsterdam/{name}-osaka-gas.tar.zst"));
         let outcome = run_suite(&path);
         assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
-        assert_eq!((outcome.tests, outcome.skipped), (tests, 0));
+        assert_eq!((outcome.tests, outcome.known_gaps), (tests, 0));
     }
 }

@@ -6,7 +6,12 @@
 
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use alloy_consensus::Header;
 use alloy_eip7928::AccountChanges;
@@ -139,6 +144,8 @@ pub(crate) struct Imported {
     pub(crate) state: MapState,
     /// Its header.
     pub(crate) header: Sealed<Header>,
+    /// How long validation and execution took.
+    pub(crate) took: Duration,
     /// Whether the rebuilt list's final values were compared with the executed writes.
     pub(crate) compared: bool,
 }
@@ -169,7 +176,9 @@ pub(crate) fn import(
         last_index = index.get();
         accumulated.apply_writes(&writes, &mut hasher);
     };
+    let start = Instant::now();
     let executed = process_block(spec, parent, block, &senders, parent_state.clone(), &mut sink, &|| false);
+    let took = start.elapsed();
     let executed = match executed {
         Ok(executed) => executed,
         Err(ExecutionError::Invalid(reason)) => return Err(Refused::Invalid(reason)),
@@ -187,7 +196,7 @@ pub(crate) fn import(
         let Ok(listed) = resolve(&listed, parent_state);
         assert_eq!(listed, changes, "the rebuilt list and the executed writes lead to different states");
     }
-    Ok(Imported { executed, state, header: block.sealed_header(), compared })
+    Ok(Imported { executed, state, header: block.sealed_header(), took, compared })
 }
 
 /// The final values of an access list as writes.

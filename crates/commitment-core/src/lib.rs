@@ -18,10 +18,12 @@ pub mod block;
 pub mod diff;
 pub mod hashed;
 pub mod keys;
+pub mod memory;
 pub mod node;
 pub mod overlay;
 pub mod resolve;
 pub mod store;
+pub mod trie;
 pub mod writes;
 
 pub use account::{Account, AccountInfo};
@@ -30,11 +32,13 @@ pub use block::{BlockAccessIndex, BlockFacts, BlockHash, BlockNumHash, BlockNumb
 pub use diff::{AccountChange, LeafChanges, ReverseDiff, SlotChange, StateDiff};
 pub use hashed::{AccountDelta, EmptyAccounts, HashedPostState};
 pub use keys::KeyHasher;
+pub use memory::{MemoryError, MemorySnapshot, MemoryStore};
 pub use node::{NodeKey, TrieId, TrieUpdates};
 pub use overlay::{BrokenOverlay, Layer, Overlay};
 pub use resolve::resolve;
 pub use store::{
-    BackendError, BalSource, BalStore, CommitBatch, CommittedBlock, LoadError, LoadSource, Refusal, Rows, StateReader,
-    TrieReader, TrieStore, UnwindBatch,
+    BackendError, BalSource, BalStore, CommitBatch, CommittedBlock, LoadError, LoadOrder, LoadSource, Refusal,
+    Retention, Rows, StateReader, TrieReader, TrieStore, UnwindBatch,
 };
+pub use trie::{FoldError, FoldOptions, FoldOutcome, fold};
 pub use writes::{AccountWrites, CodeWrite, StateWrites};

@@ -221,7 +221,8 @@ impl CommitBatch {
         }
         let last = self.blocks.last().map_or(tip, |block| block.anchor);
         let numbers = self.blocks.iter().map(|block| block.anchor.block.number);
-        if self.blocks.is_empty() || !numbers.eq(self.parent.number + 1..=last.block.number) {
+        let expected = std::iter::successors(self.parent.number.checked_add(1), |number| number.checked_add(1));
+        if self.blocks.is_empty() || !numbers.eq(expected.take(self.blocks.len())) {
             return Err(Refusal::BrokenChain { parent: self.parent, tip: last.block });
         }
         self.rows.check_sorted()?;
@@ -238,6 +239,73 @@ pub struct UnwindBatch {
     pub to: StateAnchor,
     /// The rows that lead back.
     pub rows: Rows,
+}
+
+impl UnwindBatch {
+    /// Checks everything that a store has to check before it writes: `from` is `tip`, `to` is what the store committed
+    /// at its height and still reaches (`committed`), and lies below the tip; the rows are sorted.
+    ///
+    /// # Errors
+    /// [`Refusal::Empty`], [`Refusal::NotTheTip`], [`Refusal::NotAnAncestor`] or [`Refusal::Unsorted`].
+    pub fn check(&self, tip: Option<StateAnchor>, committed: Option<StateAnchor>) -> Result<(), Refusal> {
+        let tip = tip.ok_or(Refusal::Empty)?.block;
+        if self.from != tip {
+            return Err(Refusal::NotTheTip { got: self.from, expected: tip });
+        }
+        if committed != Some(self.to) || self.to.block.number >= tip.number {
+            return Err(Refusal::NotAnAncestor { got: self.to.block, tip });
+        }
+        self.rows.check_sorted()
+    }
+}
+
+/// Checks the order of the rows that a [`LoadSource`] gives, piece by piece. Every store does so while it loads.
+#[derive(Debug, Default)]
+pub struct LoadOrder {
+    last_account: Option<B256>,
+    last_slot: Option<(B256, B256)>,
+}
+
+impl LoadOrder {
+    /// Checks that each list of the piece is strictly sorted, and that its leaves come after those of the pieces before.
+    ///
+    /// # Errors
+    /// [`Refusal::Unsorted`].
+    pub fn check(&mut self, rows: &Rows) -> Result<(), Refusal> {
+        rows.check_sorted()?;
+        if let (Some(first), Some(last)) = (rows.accounts.first(), rows.accounts.last()) {
+            if self.last_account.is_some_and(|before| before >= first.0) {
+                return Err(Refusal::Unsorted { table: "account", position: 0 });
+            }
+            self.last_account = Some(last.0);
+        }
+        if let (Some(first), Some(last)) = (rows.slots.first(), rows.slots.last()) {
+            if self.last_slot.is_some_and(|before| before >= first.0) {
+                return Err(Refusal::Unsorted { table: "slot", position: 0 });
+            }
+            self.last_slot = Some(last.0);
+        }
+        Ok(())
+    }
+}
+
+/// What [`BalStore::prune_below`] leaves: the lowest height kept of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Of lists and reverse diffs.
+    pub diffs: BlockNumber,
+    /// Of [`TrieStore::committed`] blocks: those that the reverse diffs kept lead back to; at least the tip.
+    pub anchors: BlockNumber,
+    /// Of block hashes: what readers at any of these blocks may ask for.
+    pub block_hashes: BlockNumber,
+}
+
+impl Retention {
+    /// What stays of a store at `tip` after everything below `below` was pruned.
+    pub fn below(below: BlockNumber, tip: StateAnchor) -> Self {
+        let anchors = below.saturating_sub(1).min(tip.block.number);
+        Self { diffs: below, anchors, block_hashes: anchors.saturating_sub(BLOCK_HASH_WINDOW - 1) }
+    }
 }
 
 /// A source of leaves and nodes for a load, pulled piece by piece so that memory stays bounded.
@@ -298,7 +366,7 @@ pub trait TrieStore: Send + Sync + 'static {
     /// Fills an empty store: the block that the source ends with becomes genesis and tip.
     ///
     /// # Errors
-    /// [`Refusal::NotEmpty`]; what the source fails with; or if the underlying storage fails. The store stays as it was.
+    /// [`Refusal::NotEmpty`]; [`Refusal::Unsorted`] ([`LoadOrder`]); what the source fails with; or if the underlying storage fails. The store stays as it was.
     fn load<L: LoadSource>(&self, source: L) -> Result<StateAnchor, LoadError<Self::Error, L::Error>>;
 
     /// Steps from the tip to a descendant: writes rows, codes, hashes, reverse diffs, lists and the new tip.
@@ -337,7 +405,8 @@ pub trait BalStore: TrieStore {
     /// If the underlying storage fails.
     fn bal(&self, block: BlockNumHash) -> Result<Option<Bytes>, Self::Error>;
 
-    /// Drops the lists and reverse diffs of all blocks below `below`. Gives the number of lists dropped.
+    /// Drops the lists and reverse diffs of all blocks below `below`, and what is not reached without them
+    /// ([`Retention`]). Gives the number of lists dropped.
     ///
     /// # Errors
     /// If the underlying storage fails.

@@ -60,8 +60,8 @@ pub fn read_gzip(path: &Path, what: &'static str, limit: u64) -> Result<Vec<u8>,
 /// archive or `visit` ends.
 ///
 /// # Errors
-/// Passed to `visit`'s caller: [`ReadError::Io`], [`ReadError::Compression`], [`ReadError::Checksum`],
-/// [`ReadError::Truncated`], [`ReadError::TooLarge`] (a member over `limit` bytes).
+/// [`ReadError::Io`], [`ReadError::Compression`], [`ReadError::Checksum`], [`ReadError::Truncated`], or
+/// [`ReadError::TooLarge`] (a member over `limit` bytes). Members before the fault were visited by then.
 pub fn visit_members(
     path: &Path,
     limit: u64,

@@ -1,0 +1,344 @@
+//! A whole state from its sorted leaves, streamed into an empty store.
+//!
+//! Items come flat: an account, then its slots, then the next account; codes anywhere between. So neither the source
+//! nor the load ever holds more than one piece, whatever the number of accounts or of slots in one account.
+//!
+//! Invariants:
+//! 1. Accounts come strictly sorted by hashed address, the slots of each by hashed slot, codes by hash: anything else
+//!    is a typed error, and the store stays empty.
+//! 2. Memory is bounded by the size of a piece and the depth of two tries.
+//! 3. The rows are those that any sequence of folds to the same state leaves behind.
+
+use std::collections::BTreeMap;
+
+use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
+use alloy_trie::EMPTY_ROOT_HASH;
+
+use super::{
+    build::{NewRows, TrieBuilder},
+    encode::NodeEncoder,
+    single::settle_root,
+};
+use crate::{
+    account::{Account, AccountInfo},
+    block::{BlockNumHash, StateAnchor},
+    keys::{hash_address, hash_slot},
+    node::{NodeKey, TrieId},
+    store::{LoadSource, Rows},
+};
+
+/// The size of a piece, roughly, unless told otherwise.
+pub const DEFAULT_PIECE_BYTES: usize = 8 << 20;
+
+/// One item of a state. See the module's description for their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoadItem {
+    /// Code of any number of accounts, given once.
+    Code {
+        /// keccak256 of the code; checked.
+        code_hash: B256,
+        /// The code.
+        code: Bytes,
+    },
+    /// An account; its slots follow.
+    Account {
+        /// keccak256 of the address.
+        hashed_address: B256,
+        /// The account's fields. Its storage root is computed.
+        info: AccountInfo,
+    },
+    /// A slot of the account that came last.
+    Slot {
+        /// keccak256 of the slot.
+        hashed_slot: B256,
+        /// The value, not zero.
+        value: U256,
+    },
+}
+
+/// Why a state cannot be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BulkError<E> {
+    /// The source of the items failed.
+    #[error("reading the state to load failed")]
+    Source(#[source] E),
+    /// A key is not above the one before it.
+    #[error("the {table} {got} does not come after {previous}")]
+    Unsorted {
+        /// Which items.
+        table: &'static str,
+        /// The key at fault.
+        got: B256,
+        /// The key before it.
+        previous: B256,
+    },
+    /// A slot comes before any account.
+    #[error("the slot {hashed_slot} belongs to no account")]
+    SlotWithoutAccount {
+        /// keccak256 of the slot.
+        hashed_slot: B256,
+    },
+    /// A slot is zero: such a slot is not part of a state.
+    #[error("the slot {hashed_slot} of account {hashed_address} is zero")]
+    ZeroSlot {
+        /// keccak256 of the address.
+        hashed_address: B256,
+        /// keccak256 of the slot.
+        hashed_slot: B256,
+    },
+    /// Code has another hash than the one given with it.
+    #[error("code has the hash {got}, not {expected}")]
+    CodeHashMismatch {
+        /// The code's hash.
+        got: B256,
+        /// The hash given with it.
+        expected: B256,
+    },
+    /// The state has another root than the one it was said to have.
+    #[error("the loaded state has the root {got}, not {expected}")]
+    StateRootMismatch {
+        /// The state's root.
+        got: B256,
+        /// The root it was said to have.
+        expected: B256,
+    },
+    /// The anchor was asked for before all rows were taken.
+    #[error("the load has not come to its end")]
+    Unfinished,
+}
+
+/// Turns the items of a state into rows. Goes to [`crate::TrieStore::load`].
+#[derive(Debug)]
+pub struct StateLoad<I> {
+    items: I,
+    block: BlockNumHash,
+    expected_state_root: Option<B256>,
+    piece_bytes: usize,
+    state: Tries,
+    computed_state_root: Option<B256>,
+}
+
+impl<I, E> StateLoad<I>
+where
+    I: Iterator<Item = Result<LoadItem, E>>,
+{
+    /// The state of `block` from its items.
+    pub fn new(items: I, block: BlockNumHash) -> Self {
+        Self {
+            items,
+            block,
+            expected_state_root: None,
+            piece_bytes: DEFAULT_PIECE_BYTES,
+            state: Tries::default(),
+            computed_state_root: None,
+        }
+    }
+
+    /// Holds the computed root to this one.
+    pub const fn expecting(mut self, expected_state_root: B256) -> Self {
+        self.expected_state_root = Some(expected_state_root);
+        self
+    }
+
+    /// Ends a piece as soon as it holds about this many bytes.
+    pub const fn with_piece_bytes(mut self, piece_bytes: usize) -> Self {
+        self.piece_bytes = piece_bytes;
+        self
+    }
+}
+
+impl<I, E> LoadSource for StateLoad<I>
+where
+    I: Iterator<Item = Result<LoadItem, E>>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    type Error = BulkError<E>;
+
+    fn next_rows(&mut self) -> Result<Option<Rows>, Self::Error> {
+        if self.computed_state_root.is_some() {
+            return Ok(None);
+        }
+        while self.state.piece_bytes < self.piece_bytes.max(1) {
+            match self.items.next() {
+                Some(item) => self.state.add(item.map_err(BulkError::Source)?)?,
+                None => {
+                    self.computed_state_root = Some(self.state.finish());
+                    break;
+                }
+            }
+        }
+        let rows = self.state.take_piece();
+        Ok((!rows.is_empty()).then_some(rows))
+    }
+
+    fn anchor(&mut self) -> Result<StateAnchor, Self::Error> {
+        let got = self.computed_state_root.ok_or(BulkError::Unfinished)?;
+        match self.expected_state_root {
+            Some(expected) if expected != got => Err(BulkError::StateRootMismatch { got, expected }),
+            _ => Ok(StateAnchor { block: self.block, state_root: got }),
+        }
+    }
+}
+
+/// The root of the state of these items, which is loaded nowhere. A genesis block's hash depends on it.
+///
+/// # Errors
+/// As the load of these items.
+pub fn state_root<E>(items: impl IntoIterator<Item = Result<LoadItem, E>>) -> Result<B256, BulkError<E>> {
+    let mut state = Tries::default();
+    for item in items {
+        state.add(item.map_err(BulkError::Source)?)?;
+        if state.piece_bytes >= DEFAULT_PIECE_BYTES {
+            state.clear_piece();
+        }
+    }
+    Ok(state.finish())
+}
+
+/// An account as a genesis file lists it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GenesisAccount {
+    /// The nonce.
+    pub nonce: u64,
+    /// The balance in wei.
+    pub balance: U256,
+    /// The code; empty for an account without.
+    pub code: Bytes,
+    /// Values by slot. Zero values are no slots.
+    pub storage: BTreeMap<U256, U256>,
+}
+
+/// The items of a genesis, sorted. Every account that is listed becomes one, also an empty one.
+///
+/// An address that is listed twice makes the load fail with [`BulkError::Unsorted`].
+pub fn genesis_items(accounts: impl IntoIterator<Item = (Address, GenesisAccount)>) -> Vec<LoadItem> {
+    let mut codes = BTreeMap::new();
+    let mut hashed: Vec<_> = accounts
+        .into_iter()
+        .map(|(address, account)| {
+            let code_hash = if account.code.is_empty() { KECCAK256_EMPTY } else { keccak256(&account.code) };
+            if code_hash != KECCAK256_EMPTY {
+                codes.entry(code_hash).or_insert(account.code);
+            }
+            let info = AccountInfo { nonce: account.nonce, balance: account.balance, code_hash };
+            let slots = account.storage.into_iter().filter(|(_, value)| !value.is_zero());
+            let mut slots: Vec<_> = slots.map(|(slot, value)| (hash_slot(&slot), value)).collect();
+            slots.sort_unstable_by_key(|(hashed_slot, _)| *hashed_slot);
+            (hash_address(&address), info, slots)
+        })
+        .collect();
+    hashed.sort_by_key(|(hashed_address, ..)| *hashed_address);
+    let mut items: Vec<_> = codes.into_iter().map(|(code_hash, code)| LoadItem::Code { code_hash, code }).collect();
+    for (hashed_address, info, slots) in hashed {
+        items.push(LoadItem::Account { hashed_address, info });
+        items.extend(slots.into_iter().map(|(hashed_slot, value)| LoadItem::Slot { hashed_slot, value }));
+    }
+    items
+}
+
+/// The account whose slots are coming, the tries around it, and the piece in the making.
+#[derive(Debug, Default)]
+struct Tries {
+    encoder: NodeEncoder,
+    accounts: TrieBuilder<Account>,
+    current: Option<(B256, AccountInfo)>,
+    slots: TrieBuilder<U256>,
+    /// Rows that a builder has just given and that have no trie's name yet.
+    fresh: NewRows,
+    last_code: Option<B256>,
+    piece: Rows,
+    piece_bytes: usize,
+}
+
+impl Tries {
+    fn add<E>(&mut self, item: LoadItem) -> Result<(), BulkError<E>> {
+        match item {
+            LoadItem::Code { code_hash, code } => self.code(code_hash, code),
+            LoadItem::Account { hashed_address, info } => {
+                check_order("account", hashed_address, self.current.map(|(previous, _)| previous))?;
+                self.end_account();
+                self.current = Some((hashed_address, info));
+                Ok(())
+            }
+            LoadItem::Slot { hashed_slot, value } => self.slot(hashed_slot, value),
+        }
+    }
+
+    fn code<E>(&mut self, expected: B256, code: Bytes) -> Result<(), BulkError<E>> {
+        let got = keccak256(&code);
+        if got != expected {
+            return Err(BulkError::CodeHashMismatch { got, expected });
+        }
+        check_order("code", expected, self.last_code.replace(expected))?;
+        self.piece_bytes += 32 + code.len();
+        self.piece.codes.push((expected, code));
+        Ok(())
+    }
+
+    fn slot<E>(&mut self, hashed_slot: B256, value: U256) -> Result<(), BulkError<E>> {
+        let Some((hashed_address, _)) = self.current else {
+            return Err(BulkError::SlotWithoutAccount { hashed_slot });
+        };
+        if value.is_zero() {
+            return Err(BulkError::ZeroSlot { hashed_address, hashed_slot });
+        }
+        check_order("slot", hashed_slot, self.slots.newest().copied())?;
+        self.slots.push(&mut self.encoder, &mut self.fresh, hashed_slot, value);
+        self.name_rows(TrieId::Storage(hashed_address));
+        self.piece.slots.push(((hashed_address, hashed_slot), value));
+        self.piece_bytes += 96;
+        Ok(())
+    }
+
+    /// Now the current account's slots are all there: its leaf is complete.
+    fn end_account(&mut self) {
+        let Some((hashed_address, info)) = self.current.take() else { return };
+        let top = self.slots.finish(&mut self.encoder, &mut self.fresh);
+        let storage_root = settle_root(&mut self.encoder, &mut self.fresh, top);
+        self.name_rows(TrieId::Storage(hashed_address));
+        let account = info.with_storage_root(storage_root);
+        self.accounts.push(&mut self.encoder, &mut self.fresh, hashed_address, account);
+        self.name_rows(TrieId::Accounts);
+        self.piece.accounts.push((hashed_address, Some(account)));
+        self.piece_bytes += 32 + size_of::<Account>();
+    }
+
+    /// Closes everything and gives the root.
+    fn finish(&mut self) -> B256 {
+        self.end_account();
+        let top = self.accounts.finish(&mut self.encoder, &mut self.fresh);
+        let state_root = settle_root(&mut self.encoder, &mut self.fresh, top);
+        self.name_rows(TrieId::Accounts);
+        debug_assert!(state_root != EMPTY_ROOT_HASH || self.piece.accounts.is_empty());
+        state_root
+    }
+
+    fn name_rows(&mut self, trie: TrieId) {
+        for (slot, row) in self.fresh.drain(..) {
+            self.piece_bytes += size_of::<NodeKey>() + row.len();
+            self.piece.nodes.push((NodeKey::new(trie, slot), Some(row)));
+        }
+    }
+
+    fn clear_piece(&mut self) {
+        self.piece = Rows::default();
+        self.piece_bytes = 0;
+    }
+
+    fn take_piece(&mut self) -> Rows {
+        let mut piece = std::mem::take(&mut self.piece);
+        self.piece_bytes = 0;
+        // Branches close from the bottom up; rows are stored from the top down.
+        piece.nodes.sort_unstable_by_key(|(key, _)| *key);
+        piece
+    }
+}
+
+fn check_order<E>(table: &'static str, got: B256, previous: Option<B256>) -> Result<(), BulkError<E>> {
+    match previous {
+        Some(previous) if previous >= got => Err(BulkError::Unsorted { table, got, previous }),
+        _ => Ok(()),
+    }
+}

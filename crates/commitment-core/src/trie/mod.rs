@@ -1,0 +1,304 @@
+//! The fold: all changed leaves of a block become the root of the state after it, and the rows that lead there.
+//!
+//! ```text
+//! LeafChanges -- checked, no-ops dropped
+//!      |  one storage trie for each account that has slots, each on its own            (single::fold_trie)
+//!      v
+//! storage roots -- put into the accounts' leaves
+//!      |  the account trie                                                             (single::fold_trie)
+//!      v
+//! FoldOutcome { computed_state_root, diff: StateDiff, updates: TrieUpdates }
+//! ```
+//!
+//! Nothing of the parent is changed: it is read through a [`TrieReader`], and what differs is returned as a value.
+//!
+//! The stored form has one row for each branch, filed under its slot path ([`crate::node`]); leaves stand in the tables
+//! of the state alone. A trie of no leaf or of one has no row.
+//!
+//! Invariants:
+//! 1. The rows of a state are a function of its leaves, whatever way led there.
+//! 2. Root, difference and updates are the same, byte for byte, for any [`FoldOptions`].
+//! 3. Updates are strictly sorted and list no row that stays as it was.
+//! 4. The fold removes what it is told to remove and nothing else: which accounts count as empty (EIP-161) is decided
+//!    before it.
+
+mod build;
+pub mod bulk;
+pub(crate) mod encode;
+pub(crate) mod row;
+pub mod single;
+
+use alloy_primitives::{B256, Bytes, U256};
+use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
+use rayon::prelude::*;
+
+pub use self::{encode::LeafValue, row::MalformedRow};
+use self::{
+    encode::NodeEncoder,
+    single::{LeafChange, TrieFold, TrieSource, fold_trie, settle_root},
+};
+use crate::{
+    account::Account,
+    diff::{AccountChange, AccountLeafChange, LeafChanges, StateDiff},
+    node::{NodeKey, TrieId, TrieUpdates},
+    store::TrieReader,
+};
+
+/// When a fold uses threads. No setting changes its result.
+///
+/// Threads are those of the rayon pool in which the fold is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FoldOptions {
+    /// Whether to use any thread but the calling one.
+    pub parallel: bool,
+    /// Storage tries are folded beside each other from this many changed slots on, counted over all tries.
+    pub parallel_slots: usize,
+    /// A trie's topmost branch shares its children out to threads from this many changed leaves on.
+    pub split_leaves: usize,
+}
+
+impl Default for FoldOptions {
+    /// Parallel where it pays.
+    fn default() -> Self {
+        Self { parallel: true, parallel_slots: 64, split_leaves: 128 }
+    }
+}
+
+impl FoldOptions {
+    /// Everything on the calling thread: the reference for all others.
+    pub const SERIAL: Self = Self { parallel: false, parallel_slots: usize::MAX, split_leaves: usize::MAX };
+
+    /// Everything in parallel that can be, however small.
+    pub const FORCED_PARALLEL: Self = Self { parallel: true, parallel_slots: 1, split_leaves: 1 };
+}
+
+/// What a fold gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoldOutcome {
+    /// The root of the account trie after the changes.
+    pub computed_state_root: B256,
+    /// The changed leaves, with the storage roots before and after.
+    pub diff: StateDiff,
+    /// The changed rows.
+    pub updates: TrieUpdates,
+}
+
+/// How a store contradicts itself, or what it said when the changes were resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Corruption {
+    /// The bytes of a row are not a branch.
+    #[error(transparent)]
+    MalformedRow(#[from] MalformedRow),
+    /// A branch is referred to, but has no row.
+    #[error("there is no row")]
+    MissingRow,
+    /// A leaf is referred to, or changed, but does not exist.
+    #[error("a leaf that should be here is missing")]
+    LeafMissing,
+    /// A leaf exists that is added as a new one.
+    #[error("a leaf stands here that should not exist")]
+    LeafUnexpected,
+    /// The topmost row is not that of the state root.
+    #[error("the rows have the root {got}, not {expected}")]
+    RootMismatch {
+        /// The root of the row.
+        got: B256,
+        /// The root of the reader's block.
+        expected: B256,
+    },
+}
+
+/// Why a fold fails. None of it says anything about a block: the store, or the caller, is at fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FoldError<E> {
+    /// The reader failed.
+    #[error("reading for the fold failed")]
+    Read(#[source] E),
+    /// The parent's rows and leaves do not belong together, or not to the changes.
+    #[error("the trie is corrupt at {key:?}: {what}")]
+    Corrupt {
+        /// Where.
+        key: Box<NodeKey>,
+        /// How.
+        what: Corruption,
+    },
+    /// The changes are not strictly sorted by key.
+    #[error("the {table} changes are not strictly sorted at position {position}")]
+    Unsorted {
+        /// Which changes.
+        table: &'static str,
+        /// The index of the offending change.
+        position: usize,
+    },
+    /// An account is removed, or was none, but has storage after the changes: they do not list all its slots.
+    #[error("the account {hashed_address} does not exist any more, but its storage has the root {got}")]
+    StorageWithoutAccount {
+        /// keccak256 of the address.
+        hashed_address: B256,
+        /// The storage root after the changes.
+        got: B256,
+    },
+}
+
+/// Folds a block's changed leaves into the state that `parent` reads.
+///
+/// `changes` must have been resolved against the same state ([`crate::resolve()`]): their old values are relied upon.
+/// Reads the rows on the paths of changed leaves, and of neighbours that have to move; each of them once.
+///
+/// # Errors
+/// See [`FoldError`].
+pub fn fold<R: TrieReader>(
+    parent: &R,
+    mut changes: LeafChanges,
+    options: &FoldOptions,
+) -> Result<FoldOutcome, FoldError<R::Error>> {
+    check_sorted(&changes)?;
+    drop_no_ops(&mut changes);
+    let storage = fold_storage(parent, &changes.accounts, options)?;
+    let mut accounts = Vec::with_capacity(changes.accounts.len());
+    let mut storage_nodes = Vec::new();
+    for (change, storage) in changes.accounts.into_iter().zip(storage) {
+        let AccountLeafChange { hashed_address, old, new, slots } = change;
+        if new.is_none() && storage.root != EMPTY_ROOT_HASH {
+            return Err(FoldError::StorageWithoutAccount { hashed_address, got: storage.root });
+        }
+        let new = new.map(|info| info.with_storage_root(storage.root));
+        accounts.push(AccountChange { hashed_address, old, new, slots });
+        storage_nodes.extend(named(TrieId::Storage(hashed_address), storage));
+    }
+    let leaves: Vec<_> = accounts
+        .iter()
+        .filter(|change| change.old != change.new)
+        .map(|change| LeafChange { key: change.hashed_address, existed: change.old.is_some(), new: change.new })
+        .collect();
+    let state = fold_trie(&AccountLeaves(parent.clone()), parent.anchor().state_root, &leaves, options)?;
+    let computed_state_root = state.root;
+    let mut nodes: Vec<_> = named(TrieId::Accounts, state).collect();
+    nodes.extend(storage_nodes);
+    let diff = StateDiff { accounts, codes: changes.codes };
+    Ok(FoldOutcome { computed_state_root, diff, updates: TrieUpdates { nodes } })
+}
+
+/// The root of the trie of these leaves, which come strictly sorted by key; `None` if they do not.
+pub fn trie_root<V: LeafValue>(leaves: impl IntoIterator<Item = (B256, V)>) -> Option<B256> {
+    let (mut encoder, mut builder, mut rows) = (NodeEncoder::default(), build::TrieBuilder::default(), Vec::new());
+    for (key, value) in leaves {
+        if builder.newest().is_some_and(|newest| *newest >= key) {
+            return None;
+        }
+        builder.push(&mut encoder, &mut rows, key, value);
+        rows.clear();
+    }
+    let top = builder.finish(&mut encoder, &mut rows);
+    Some(settle_root(&mut encoder, &mut rows, top))
+}
+
+/// The root of the storage trie of these slots, which come strictly sorted by hashed slot, none of them zero; `None` if
+/// they do not.
+pub fn storage_root(slots: impl IntoIterator<Item = (B256, U256)>) -> Option<B256> {
+    let mut zero = false;
+    let root = trie_root(slots.into_iter().inspect(|(_, value)| zero |= value.is_zero()));
+    root.filter(|_| !zero)
+}
+
+fn check_sorted<E>(changes: &LeafChanges) -> Result<(), FoldError<E>> {
+    fn check<T, E>(table: &'static str, changes: &[T], key: impl Fn(&T) -> B256) -> Result<(), FoldError<E>> {
+        match changes.windows(2).position(|pair| key(&pair[0]) >= key(&pair[1])) {
+            Some(at) => Err(FoldError::Unsorted { table, position: at + 1 }),
+            None => Ok(()),
+        }
+    }
+    check("account", &changes.accounts, |change| change.hashed_address)?;
+    check("code", &changes.codes, |(hash, _)| *hash)?;
+    changes.accounts.iter().try_for_each(|account| check("slot", &account.slots, |change| change.hashed_slot))
+}
+
+/// A resolved accumulation lists none of these; other callers may, and the difference must not.
+fn drop_no_ops(changes: &mut LeafChanges) {
+    changes.accounts.retain_mut(|account| {
+        account.slots.retain(|slot| slot.old != slot.new);
+        !account.slots.is_empty() || account.old.as_ref().map(Account::info) != account.new
+    });
+}
+
+/// The storage tries after the changes, in the accounts' order.
+fn fold_storage<R: TrieReader>(
+    parent: &R,
+    accounts: &[AccountLeafChange],
+    options: &FoldOptions,
+) -> Result<Vec<TrieFold>, FoldError<R::Error>> {
+    let source = SlotLeaves { reader: parent.clone(), hashed_address: B256::ZERO };
+    let fold_one = |source: &mut SlotLeaves<R>, change: &AccountLeafChange| {
+        source.hashed_address = change.hashed_address;
+        let root = change.old.map_or(EMPTY_ROOT_HASH, |account| account.storage_root);
+        let leaves: Vec<_> = change
+            .slots
+            .iter()
+            .map(|slot| LeafChange {
+                key: slot.hashed_slot,
+                existed: !slot.old.is_zero(),
+                new: (!slot.new.is_zero()).then_some(slot.new),
+            })
+            .collect();
+        fold_trie(source, root, &leaves, options)
+    };
+    let slots: usize = accounts.iter().map(|account| account.slots.len()).sum();
+    if !options.parallel || slots < options.parallel_slots {
+        let mut source = source;
+        return accounts.iter().map(|change| fold_one(&mut source, change)).collect();
+    }
+    let folds: Vec<_> = accounts.par_iter().map_with(source, fold_one).collect();
+    // Of several failures the first in key order is reported, as a serial fold would.
+    folds.into_iter().collect()
+}
+
+fn named(trie: TrieId, fold: TrieFold) -> impl Iterator<Item = (NodeKey, Option<Bytes>)> {
+    fold.rows.into_iter().map(move |(slot, row)| (NodeKey::new(trie, slot), row))
+}
+
+/// The account trie of a reader's block.
+#[derive(Debug, Clone)]
+struct AccountLeaves<R>(R);
+
+impl<R: TrieReader> TrieSource for AccountLeaves<R> {
+    type Value = Account;
+    type Error = R::Error;
+
+    fn trie(&self) -> TrieId {
+        TrieId::Accounts
+    }
+
+    fn row(&self, slot: &Nibbles) -> Result<Option<Bytes>, Self::Error> {
+        self.0.node(&NodeKey::new(TrieId::Accounts, *slot))
+    }
+
+    fn first_leaf(&self, start: &B256) -> Result<Option<(B256, Account)>, Self::Error> {
+        Ok(self.0.accounts_from(start, 1)?.into_iter().next())
+    }
+}
+
+/// A storage trie of a reader's block.
+#[derive(Debug, Clone)]
+struct SlotLeaves<R> {
+    reader: R,
+    hashed_address: B256,
+}
+
+impl<R: TrieReader> TrieSource for SlotLeaves<R> {
+    type Value = U256;
+    type Error = R::Error;
+
+    fn trie(&self) -> TrieId {
+        TrieId::Storage(self.hashed_address)
+    }
+
+    fn row(&self, slot: &Nibbles) -> Result<Option<Bytes>, Self::Error> {
+        self.reader.node(&NodeKey::new(TrieId::Storage(self.hashed_address), *slot))
+    }
+
+    fn first_leaf(&self, start: &B256) -> Result<Option<(B256, U256)>, Self::Error> {
+        Ok(self.reader.slots_from(&self.hashed_address, start, 1)?.into_iter().next())
+    }
+}

@@ -42,14 +42,14 @@ struct Outcome {
     failures: Vec<String>,
 }
 
-fn run_suite(path: &Path) -> Outcome {
+fn run_suite(path: &Path, rules: AmsterdamRules) -> Outcome {
     let mut outcome = Outcome::default();
     visit_files(path, &mut |file| {
         let file = file.unwrap();
         for test in &file.tests {
             outcome.tests += 1;
             let known_gap = EIP_7610.iter().any(|name| test.file.ends_with(&format!("/{name}.json")));
-            let failure = match (run_test(test, &mut outcome), known_gap) {
+            let failure = match (run_test(test, rules, &mut outcome), known_gap) {
                 (Ok(()), false) => continue,
                 (Ok(()), true) => "passes, though the EVM is said to fail it".to_owned(),
                 (Err(_), true) => {
@@ -78,8 +78,8 @@ fn run_suite(path: &Path) -> Outcome {
     outcome
 }
 
-fn spec_of(test: &BlockchainTest) -> ChainSpec {
-    let spec = ChainSpec::from_network(&test.network, AmsterdamRules::Osaka).unwrap();
+fn spec_of(test: &BlockchainTest, rules: AmsterdamRules) -> ChainSpec {
+    let spec = ChainSpec::from_network(&test.network, rules).unwrap();
     let Some(config) = &test.config else { return spec };
     assert_eq!(config.chain_id, spec.chain_id());
     let schedule = config.blob_schedule.iter().map(|(fork, entry)| {
@@ -94,8 +94,8 @@ fn spec_of(test: &BlockchainTest) -> ChainSpec {
     spec.with_blob_schedule(&schedule.collect()).unwrap()
 }
 
-fn run_test(test: &BlockchainTest, outcome: &mut Outcome) -> Result<(), String> {
-    let spec = spec_of(test);
+fn run_test(test: &BlockchainTest, rules: AmsterdamRules, outcome: &mut Outcome) -> Result<(), String> {
+    let spec = spec_of(test, rules);
     let genesis = MapState::genesis(&test.pre, &test.genesis_header);
     if genesis.state_root() != test.genesis_header.state_root {
         return Err("the genesis has another root".into());
@@ -143,7 +143,7 @@ fn reasons(expected: &str) -> &'static [&'static str] {
     };
     match expected {
         "BLOCK_ACCESS_LIST_GAS_LIMIT_EXCEEDED" => &["BalItems"],
-        "INCORRECT_BLOCK_FORMAT" | "INVALID_BLOCK_ACCESS_LIST" => &["BalHash"],
+        "INCORRECT_BLOCK_FORMAT" | "INVALID_BAL_HASH" | "INVALID_BLOCK_ACCESS_LIST" => &["BalHash"],
         "EXTRA_DATA_TOO_BIG" => &["ExtraData"],
         "IMPORT_IMPOSSIBLE_UNCLES_OVER_PARIS" => &["OmmerCount", "OmmersHash"],
         "INCORRECT_EXCESS_BLOB_GAS" => &["ExcessBlobGas"],
@@ -183,7 +183,7 @@ fn import_bytes(
 #[test]
 fn ethereum_tests_cancun() {
     let path = fixtures_or_skip!("ethereum/tests for Cancun", "ethereum-tests/cancun.tar.zst");
-    let outcome = run_suite(&path);
+    let outcome = run_suite(&path, AmsterdamRules::Osaka);
     assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
     assert_eq!((outcome.tests, outcome.known_gaps), (2049, 8));
 }
@@ -191,7 +191,7 @@ fn ethereum_tests_cancun() {
 #[test]
 fn prague_fill() {
     let path = fixtures_or_skip!("EEST tests for Prague", "prague-fill/prague.tar.zst");
-    let outcome = run_suite(&path);
+    let outcome = run_suite(&path, AmsterdamRules::Osaka);
     assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
     assert_eq!((outcome.tests, outcome.known_gaps), (684, 0));
 }
@@ -200,8 +200,17 @@ fn prague_fill() {
 fn access_lists_under_osaka() {
     for (name, tests) in [("eip7928", 295), ("other-eips", 768)] {
         let path = fixtures_or_skip!("EIP-7928 tests", &format!("bal-amsterdam/{name}-osaka-gas.tar.zst"));
-        let outcome = run_suite(&path);
+        let outcome = run_suite(&path, AmsterdamRules::Osaka);
         assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
         assert_eq!((outcome.tests, outcome.known_gaps), (tests, 0));
     }
+}
+
+/// The rules of glamsterdam-devnet-8 are those that revm knows as Amsterdam.
+#[test]
+fn access_lists_under_amsterdam() {
+    let path = fixtures_or_skip!("EIP-7928 tests of glamsterdam-devnet-8", "bal-glamsterdam");
+    let outcome = run_suite(&path, AmsterdamRules::Full);
+    assert!(outcome.failures.is_empty(), "{:#?}", outcome.failures);
+    assert_eq!((outcome.tests, outcome.valid, outcome.known_gaps), (23, 13, 0));
 }

@@ -14,12 +14,11 @@ use std::{
 };
 
 use alloy_consensus::Header;
-use alloy_eip7928::AccountChanges;
 use alloy_hardforks::EthereumHardforks;
 use alloy_primitives::{B256, Bytes, Sealed, U256, keccak256};
 use foldgate_core::{
-    Account, AccountInfo, AccountWrites, BlockNumHash, CodeWrite, EMPTY_ROOT_HASH, EmptyAccounts, HashedPostState,
-    KeyHasher, LeafChanges, NodeKey, StateAnchor, StateReader, StateWrites, TrieReader, resolve,
+    Account, AccountInfo, BlockNumHash, EMPTY_ROOT_HASH, EmptyAccounts, HashedPostState, KeyHasher, LeafChanges,
+    NodeKey, StateAnchor, StateReader, StateWrites, TrieReader, resolve,
 };
 use foldgate_evm::{Block, BlockInvalid, ChainSpec, ExecutedBlock, ExecutionError, process_block, recover_senders};
 use foldgate_testing::oracle::{self, HashedAccount, PlainState};
@@ -192,24 +191,9 @@ pub(crate) fn import(
     let compared = spec.is_cancun_active_at_timestamp(block.header.timestamp);
     if compared {
         let mut listed = HashedPostState::new(EmptyAccounts::Remove);
-        listed.apply_writes(&final_values(&executed.rebuilt_bal), &mut hasher);
+        listed.apply_writes(&foldgate_bal::writes(&executed.rebuilt_bal, None), &mut hasher);
         let Ok(listed) = resolve(&listed, parent_state);
         assert_eq!(listed, changes, "the rebuilt list and the executed writes lead to different states");
     }
     Ok(Imported { executed, state, header: block.sealed_header(), took, compared })
-}
-
-/// The final values of an access list as writes.
-fn final_values(bal: &[AccountChanges]) -> StateWrites {
-    let accounts = bal.iter().map(|account| {
-        let writes = AccountWrites {
-            nonce: account.nonce_post_state(),
-            balance: account.balance_post_state(),
-            code: account.code_post_state().map(|code| CodeWrite::new(code.clone())),
-            storage: account.storage_post_states().collect(),
-            ..AccountWrites::default()
-        };
-        (account.address, writes)
-    });
-    StateWrites { accounts: accounts.collect() }
 }

@@ -2,8 +2,6 @@
 //!
 //! Invariants:
 //! 1. From Prague on a block is invalid if the contract of EIP-7002 or EIP-7251 has no code when its turn comes.
-//!    (revm allows a system call a little more than the 30,000,000 gas of the EIPs; a contract that needs more than these,
-//!    and less than that, is not told apart here. The contracts in use need a thousandth of it.)
 //! 2. A log of the deposit contract with the deposit event's topic has exactly the layout that EIP-6110 demands.
 
 use alloy_consensus::TxReceipt;

@@ -11,6 +11,8 @@ use alloy_primitives::{Address, U256};
 
 /// Header byte of an empty string; also the first that is not a single byte.
 const STRING: u8 = 0x80;
+/// Header byte of a string of 32 bytes.
+const FULL_WORD: u8 = STRING + 32;
 /// Header byte from which a string's length follows.
 const LONG_STRING: u8 = 0xb7;
 /// Header byte of an empty list.
@@ -115,6 +117,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The payload of the list that comes next.
+    #[inline]
     pub(crate) fn list(&mut self) -> Result<Self, RlpError> {
         let start = *self;
         match self.item()? {
@@ -124,6 +127,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The string that comes next.
+    #[inline]
     pub(crate) fn string(&mut self) -> Result<&'a [u8], RlpError> {
         let start = *self;
         match self.item()? {
@@ -132,6 +136,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn address(&mut self) -> Result<Address, RlpError> {
         let start = *self;
         let bytes = self.string()?;
@@ -139,19 +144,35 @@ impl<'a> Cursor<'a> {
         Address::try_from(bytes).map_err(|_| start.fault(wrong))
     }
 
+    #[inline]
     pub(crate) fn u32(&mut self) -> Result<u32, RlpError> {
         Ok(self.integer(size_of::<u32>())?.iter().fold(0, |value, byte| value << 8 | u32::from(*byte)))
     }
 
+    #[inline]
     pub(crate) fn u64(&mut self) -> Result<u64, RlpError> {
         Ok(self.integer(size_of::<u64>())?.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
     }
 
+    #[inline]
     pub(crate) fn u256(&mut self) -> Result<U256, RlpError> {
-        Ok(U256::from_be_slice(self.integer(size_of::<U256>())?))
+        const WIDTH: usize = size_of::<U256>();
+        // Most numbers of a list are hashes in full width.
+        if let [FULL_WORD, after @ ..] = self.rest
+            && let Some((word, rest)) = after.split_first_chunk::<WIDTH>()
+            && word[0] != 0
+        {
+            *self = Self { rest, offset: self.offset + 1 + WIDTH };
+            return Ok(U256::from_be_bytes(*word));
+        }
+        let bytes = self.integer(WIDTH)?;
+        let mut word = [0; WIDTH];
+        word[WIDTH - bytes.len()..].copy_from_slice(bytes);
+        Ok(U256::from_be_bytes(word))
     }
 
     /// The bytes of an integer: at most `width`, the first of them not zero.
+    #[inline]
     fn integer(&mut self, width: usize) -> Result<&'a [u8], RlpError> {
         let start = *self;
         let bytes = self.string()?;
@@ -165,6 +186,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The kind and the payload of the item that comes next, whatever it is.
+    #[inline]
     fn item(&mut self) -> Result<(Kind, Self), RlpError> {
         let Some((&first, after_first)) = self.rest.split_first() else {
             return Err(self.fault(RlpFault::Missing));
@@ -177,17 +199,7 @@ impl<'a> Cursor<'a> {
         let (header, payload) = if first <= long {
             (1, u64::from(first - short))
         } else {
-            let width = usize::from(first - long);
-            let Some(length) = after_first.get(..width) else {
-                let left = after_first.len() as u64;
-                return Err(self.fault(RlpFault::PastTheEnd { got: width as u64, expected: left }));
-            };
-            // At most eight bytes, so nothing is shifted out.
-            let payload = length.iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
-            if length[0] == 0 || payload <= MAX_SHORT_PAYLOAD {
-                return Err(self.fault(RlpFault::LongLength));
-            }
-            (1 + width, payload)
+            self.long_length(after_first, usize::from(first - long))?
         };
         let left = (self.rest.len() - header) as u64;
         if payload > left {
@@ -200,7 +212,20 @@ impl<'a> Cursor<'a> {
         Ok((kind, self.take(header, payload as usize)))
     }
 
+    /// The header's length and the payload's, where the latter is written in `width` bytes (1 to 8) after the first one.
+    fn long_length(&self, after_first: &[u8], width: usize) -> Result<(usize, u64), RlpError> {
+        let Some(length) = after_first.get(..width) else {
+            return Err(self.fault(RlpFault::PastTheEnd { got: width as u64, expected: after_first.len() as u64 }));
+        };
+        let payload = length.iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+        if length[0] == 0 || payload <= MAX_SHORT_PAYLOAD {
+            return Err(self.fault(RlpFault::LongLength));
+        }
+        Ok((1 + width, payload))
+    }
+
     /// Steps over an item of which both lengths were checked; gives its payload.
+    #[inline]
     fn take(&mut self, header: usize, payload: usize) -> Self {
         let (item, rest) = self.rest.split_at(header + payload);
         let payload = Self { rest: &item[header..], offset: self.offset + header };

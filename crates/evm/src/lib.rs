@@ -26,6 +26,7 @@
 pub mod block;
 pub mod chain_spec;
 mod database;
+pub mod drive;
 pub mod execute;
 pub mod genesis;
 pub mod invalid;
@@ -38,6 +39,7 @@ pub mod validate;
 
 pub use block::{Block, BlockDecodeError, Transaction};
 pub use chain_spec::{AmsterdamRules, ChainSpec, ChainSpecError};
+pub use drive::{Driven, drive, request};
 pub use execute::{Counters, ExecutedBlock, ExecutionError, execute_block, process_block};
 pub use genesis::{GenesisEntry, GenesisError, genesis_entries, genesis_header};
 pub use invalid::BlockInvalid;

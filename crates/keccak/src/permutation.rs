@@ -9,6 +9,7 @@
 pub const RATE: usize = 136;
 
 /// Words of the state that a rate block touches.
+#[cfg(target_arch = "x86_64")]
 pub(crate) const RATE_WORDS: usize = RATE / 8;
 
 /// Words of a keccak-f\[1600\] state.

@@ -1,1 +1,44 @@
-//! The pipeline of foldgate: requests, gates, calculator, verdicts, commit.
+//! The pipeline of foldgate: a block's state root is computed while the block executes, from its access list.
+//!
+//! ```text
+//!  begin(facts, list)          executor's thread                         pool                     committer
+//!      |                             |                                     |                          |
+//!      |--request--> [calculator] ---|------------- prepare, warm up ----->|                          |
+//!      |                  |          | reads: state gate                   |                          |
+//!      |     fold gate: parent       | (parent executed and confirmed)     |                          |
+//!      |     committed in memory --------------------------- fold -------->|                          |
+//!      |                  |<- result-| finish                              |                          |
+//!      |                  |<------------------------------- root, diff ----|                          |
+//!      |               verdict: root == header's, list confirmed by execution                         |
+//!      |<----ticket -----|-------------- layer in memory: the children's fold gates open             |
+//!                         |---------------------------------------------------- one atomic commit --->|
+//! ```
+//!
+//! It works on any [`foldgate_core::TrieStore`] and knows no backend's name.
+
+mod calculator;
+mod config;
+mod counters;
+mod gate;
+mod halt;
+mod handle;
+mod jobs;
+mod permits;
+mod pipeline;
+mod request;
+mod tree;
+mod verdict;
+mod view;
+mod warm;
+
+pub use config::{BAL_DRIVEN_VARIABLE, Canonical, ConfigError, OnEarlyMismatch, PipelineConfig};
+pub use counters::{CounterSnapshot, SkipReason};
+pub use halt::{CancelToken, Halt};
+pub use handle::{BlockHandle, RecordError, VerdictTicket};
+pub use pipeline::{BeginError, Begun, CanonicalError, OpenError, Pipeline};
+pub use request::{BalInput, BlockRequest, BlockResult, RebuiltBal};
+pub use verdict::{
+    BlockError, BlockTimings, ConfirmedBy, Failure, InvalidBlock, InvalidReason, Mode, Outcome, ValidBlock, Verdict,
+};
+pub use view::{ParentState, ReadError};
+pub use warm::Warm;

@@ -1,0 +1,127 @@
+//! The pipeline's settings: explicit ones beat the environment, unparsable ones are errors.
+
+use std::{env, num::NonZeroUsize, thread};
+
+/// The environment variable that turns the BAL-driven mode on and off.
+pub const BAL_DRIVEN_VARIABLE: &str = "BAL_DRIVEN_COMMITMENT";
+
+/// Which blocks' state is made durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Canonical {
+    /// Each valid block at once: linear import. Of siblings, the first one judged valid wins.
+    #[default]
+    Auto,
+    /// Those that [`crate::Pipeline::set_canonical`] names.
+    Explicit,
+}
+
+/// What happens when the root that was folded from the access list differs from the header's, and the header commits
+/// to the list. The block is invalid in either case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnEarlyMismatch {
+    /// The executor is cancelled and the block judged at once.
+    #[default]
+    Fail,
+    /// Execution goes on to its end, since the true reason may be another, and both are reported.
+    FindReason,
+}
+
+/// The pipeline's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PipelineConfig {
+    /// Whether blocks with an access list are folded from it, ahead of their execution. Off: every block is folded
+    /// from its executed writes after execution.
+    pub bal_driven: bool,
+    /// Which blocks are made durable.
+    pub canonical: Canonical,
+    /// What a wrong early root leads to.
+    pub on_early_mismatch: OnEarlyMismatch,
+    /// Whether a block's records are read ahead of its execution.
+    pub warm_up: bool,
+    /// Threads for decoding, warming up and folding.
+    pub threads: NonZeroUsize,
+    /// How many blocks may be between their arrival and their durable commit; further ones are refused as busy.
+    pub max_in_flight: NonZeroUsize,
+    /// How many blocks of unknown parents are held.
+    pub max_orphans: usize,
+    /// How many verdicts are remembered for re-delivered blocks.
+    pub max_remembered: usize,
+}
+
+impl Default for PipelineConfig {
+    fn default() -> Self {
+        Self {
+            bal_driven: false,
+            canonical: Canonical::Auto,
+            on_early_mismatch: OnEarlyMismatch::Fail,
+            warm_up: true,
+            threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            // UNWRAP: the constant is not zero.
+            max_in_flight: NonZeroUsize::new(64).unwrap(),
+            max_orphans: 64,
+            max_remembered: 1024,
+        }
+    }
+}
+
+/// An environment variable that does not parse.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{variable} is {got:?}: expected one of 1, 0, true, false, on, off")]
+pub struct ConfigError {
+    /// The variable.
+    pub variable: &'static str,
+    /// Its value.
+    pub got: String,
+}
+
+impl PipelineConfig {
+    /// The default settings, with the modes that the environment names.
+    ///
+    /// # Errors
+    /// If a variable is set to something else than a switch.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        let mut config = Self::default();
+        if let Some(on) = switch(BAL_DRIVEN_VARIABLE, env::var_os(BAL_DRIVEN_VARIABLE))? {
+            config.bal_driven = on;
+        }
+        Ok(config)
+    }
+
+    /// Sets the mode explicitly.
+    #[must_use]
+    pub const fn with_bal_driven(mut self, on: bool) -> Self {
+        self.bal_driven = on;
+        self
+    }
+}
+
+fn switch(variable: &'static str, value: Option<std::ffi::OsString>) -> Result<Option<bool>, ConfigError> {
+    let Some(value) = value else { return Ok(None) };
+    match value.to_str().map(str::to_ascii_lowercase).as_deref() {
+        Some("1" | "true" | "on") => Ok(Some(true)),
+        Some("0" | "false" | "off") => Ok(Some(false)),
+        _ => Err(ConfigError { variable, got: value.to_string_lossy().into_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn switches_parse_or_are_refused() {
+        let parse = |value: &str| switch(BAL_DRIVEN_VARIABLE, Some(value.into()));
+        assert_eq!(switch(BAL_DRIVEN_VARIABLE, None), Ok(None));
+        for on in ["1", "true", "ON"] {
+            assert_eq!(parse(on), Ok(Some(true)));
+        }
+        for off in ["0", "False", "off"] {
+            assert_eq!(parse(off), Ok(Some(false)));
+        }
+        for bad in ["", "yes", "2"] {
+            let error = parse(bad).unwrap_err();
+            assert_eq!(error.got, bad);
+            assert!(error.to_string().contains(BAL_DRIVEN_VARIABLE));
+        }
+    }
+}

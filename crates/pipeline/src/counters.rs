@@ -1,0 +1,128 @@
+//! What the pipeline did, counted: a gate that silently never opens breaks nothing and costs everything, so tests
+//! assert on these.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a block was not folded ahead from an access list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// The BAL-driven mode is switched off.
+    SwitchedOff,
+    /// The block came without a list.
+    NoBal,
+    /// The block is older than Cancun: SELFDESTRUCT may delete storage that no list names.
+    BeforeCancun,
+    /// A list from a source, or one that the header does not commit to, had the wrong hash or a bad structure.
+    BalRefused,
+    /// The root folded from a list that the header does not commit to was wrong.
+    EarlyRootMismatch,
+    /// Execution did not confirm a list that the header does not commit to.
+    NotConfirmed,
+}
+
+impl SkipReason {
+    /// All reasons, in the order of their counters.
+    pub const ALL: [Self; 6] = [
+        Self::SwitchedOff,
+        Self::NoBal,
+        Self::BeforeCancun,
+        Self::BalRefused,
+        Self::EarlyRootMismatch,
+        Self::NotConfirmed,
+    ];
+
+    /// The reason's name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SwitchedOff => "switched_off",
+            Self::NoBal => "no_bal",
+            Self::BeforeCancun => "before_cancun",
+            Self::BalRefused => "bal_refused",
+            Self::EarlyRootMismatch => "early_root_mismatch",
+            Self::NotConfirmed => "not_confirmed",
+        }
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The running counters. Each is a statistic of its own: reads are relaxed, and two of them read one after the
+        /// other need not fit each other while the pipeline runs.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: AtomicU64,)*
+            skips: [AtomicU64; SkipReason::ALL.len()],
+        }
+
+        /// The counters at one moment.
+        #[derive(Debug, Clone, PartialEq, Eq)]
+        pub struct CounterSnapshot {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Blocks not folded ahead, by reason.
+            pub skips: Vec<(SkipReason, u64)>,
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> CounterSnapshot {
+                CounterSnapshot {
+                    $($name: self.$name.load(Ordering::Relaxed),)*
+                    skips: SkipReason::ALL
+                        .into_iter()
+                        .map(|reason| (reason, self.skips[reason as usize].load(Ordering::Relaxed)))
+                        .collect(),
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Blocks requested and admitted.
+    requests,
+    /// Folds started from an access list.
+    folds_ahead,
+    /// Of those, folds started while the block's execution had not ended.
+    folds_before_execution_ended,
+    /// Folds started from executed writes.
+    folds_incremental,
+    /// Blocks whose fold gate was opened by the durable state: the first of a batch.
+    gates_opened_from_durable,
+    /// Blocks whose fold gate was opened by a parent committed in memory.
+    gates_opened_from_memory,
+    /// Blocks judged valid.
+    valid,
+    /// Blocks judged invalid.
+    invalid,
+    /// Blocks cancelled before a verdict: handle dropped, ancestor gone, fork lost, shutdown.
+    cancelled,
+    /// Blocks left unjudged by an error of the machine.
+    failed,
+    /// Lists dropped, whose blocks went on incrementally.
+    bals_dropped,
+    /// Blocks held because their parent was unknown.
+    orphans,
+    /// Messages of executions or jobs whose block was gone already.
+    late_messages,
+    /// Blocks made durable.
+    commits,
+    /// Requests of blocks that had a verdict already.
+    redelivered,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn skip(&self, reason: SkipReason) {
+        Self::add(&self.skips[reason as usize]);
+    }
+}
+
+impl CounterSnapshot {
+    /// The number of blocks skipped for one reason.
+    pub fn skipped(&self, reason: SkipReason) -> u64 {
+        self.skips.iter().find(|(candidate, _)| *candidate == reason).map_or(0, |(_, count)| *count)
+    }
+}

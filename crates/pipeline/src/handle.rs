@@ -1,0 +1,220 @@
+//! The executor's side of one block: what it reads, what it sends, and how it waits for the verdict.
+//!
+//! Invariants:
+//! 1. One producer per block: the handle cannot be cloned, and `finish`, `reject`, `fail` and `stop` consume it.
+//! 2. Dropping the handle without any of them cancels the block and wakes an executor that waits in a read.
+//! 3. Exactly one closing message goes to the calculator, whatever happens.
+
+use std::{
+    error::Error,
+    sync::{Arc, OnceLock},
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use foldgate_core::{BlockAccessIndex, BlockFacts, EmptyAccounts, HashedPostState, KeyHasher, StateWrites, TrieReader};
+
+use crate::{
+    gate::StateGate,
+    halt::{CancelToken, Halt},
+    request::BlockResult,
+    verdict::{BlockError, Outcome},
+    view::{ParentState, StateView},
+};
+
+/// Names one attempt at a block: a cancelled block may begin again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct AttemptId(pub(crate) u64);
+
+/// What handle, calculator and jobs share of one attempt at a block.
+#[derive(Debug)]
+pub(crate) struct Shared<R: TrieReader> {
+    pub(crate) attempt: AttemptId,
+    pub(crate) facts: BlockFacts,
+    pub(crate) gate: Arc<StateGate<StateView<R>>>,
+    pub(crate) read_failure: Arc<OnceLock<Arc<R::Error>>>,
+    /// Room for the one outcome.
+    pub(crate) outcome: Sender<Outcome>,
+}
+
+/// The closing message of an executor.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    pub(crate) attempt: AttemptId,
+    pub(crate) facts: BlockFacts,
+    pub(crate) end: ExecutionEnd,
+}
+
+#[derive(Debug)]
+pub(crate) enum ExecutionEnd {
+    /// `state` is `None` if the executor recorded nothing.
+    Finished {
+        state: Option<Arc<HashedPostState>>,
+        result: BlockResult,
+    },
+    Rejected(Arc<dyn Error + Send + Sync>),
+    Failed(Arc<dyn Error + Send + Sync>),
+    Dropped,
+}
+
+/// A write that does not fit its block, or a block that was stopped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// The block was stopped.
+    #[error(transparent)]
+    Halted(#[from] Halt),
+    /// Indices are recorded in ascending order; one index may come several times.
+    #[error("block access index {got} was recorded after {last}")]
+    OutOfOrder {
+        /// The index given.
+        got: u64,
+        /// The last one recorded.
+        last: u64,
+    },
+    /// EIP-7928: the highest index is the number of transactions + 1.
+    #[error("block access index {got} is beyond the block's last, {max}")]
+    OutOfRange {
+        /// The index given.
+        got: u64,
+        /// The highest one.
+        max: u64,
+    },
+}
+
+/// A block between its arrival and the end of its execution.
+#[derive(Debug)]
+pub struct BlockHandle<R: TrieReader> {
+    shared: Arc<Shared<R>>,
+    results: Sender<Execution>,
+    outcome: Receiver<Outcome>,
+    state: HashedPostState,
+    hasher: KeyHasher,
+    last_index: Option<u64>,
+    closed: bool,
+}
+
+impl<R: TrieReader> BlockHandle<R> {
+    pub(crate) fn new(shared: Arc<Shared<R>>, results: Sender<Execution>, outcome: Receiver<Outcome>) -> Self {
+        Self {
+            shared,
+            results,
+            outcome,
+            state: HashedPostState::new(EmptyAccounts::Keep),
+            hasher: KeyHasher::default(),
+            last_index: None,
+            closed: false,
+        }
+    }
+
+    /// The block's facts.
+    pub fn facts(&self) -> &BlockFacts {
+        &self.shared.facts
+    }
+
+    /// The parent's state: at hand at once, its reads wait until the parent has been executed.
+    pub fn parent_state(&self) -> ParentState<R> {
+        ParentState { gate: Arc::clone(&self.shared.gate), failure: Arc::clone(&self.shared.read_failure) }
+    }
+
+    /// The token to check between transactions, or from other threads.
+    pub fn cancel_token(&self) -> CancelToken {
+        self.shared.gate.token().clone()
+    }
+
+    /// Fails if execution should stop.
+    ///
+    /// # Errors
+    /// The reason to stop.
+    pub fn check_cancelled(&self) -> Result<(), Halt> {
+        self.shared.gate.token().check()
+    }
+
+    /// Records what execution changed at one block access index. Every index that changed something is recorded, in
+    /// ascending order; an empty record is allowed, and tells an empty block from an executor that records nothing.
+    ///
+    /// # Errors
+    /// If the block was stopped, or the index does not fit.
+    pub fn record(&mut self, index: BlockAccessIndex, writes: &StateWrites) -> Result<(), RecordError> {
+        self.check_cancelled()?;
+        let (got, max) = (index.get(), self.shared.facts.tx_count.saturating_add(1));
+        if got > max {
+            return Err(RecordError::OutOfRange { got, max });
+        }
+        if let Some(last) = self.last_index.filter(|last| got < *last) {
+            return Err(RecordError::OutOfOrder { got, last });
+        }
+        self.last_index = Some(got);
+        self.state.apply_writes(writes, &mut self.hasher);
+        Ok(())
+    }
+
+    /// Ends the execution of a block that the executor found valid. The next block's execution may start at once.
+    pub fn finish(mut self, result: BlockResult) -> VerdictTicket {
+        let state = self.last_index.map(|_| Arc::new(std::mem::take(&mut self.state)));
+        self.close(ExecutionEnd::Finished { state, result });
+        VerdictTicket { outcome: self.outcome.clone() }
+    }
+
+    /// Ends the execution of a block that the executor found invalid. If a read of the parent's state had failed, the
+    /// block stays unjudged all the same: executors may mistake a failed read for an invalid block.
+    pub fn reject(mut self, reason: impl Error + Send + Sync + 'static) -> VerdictTicket {
+        self.close(ExecutionEnd::Rejected(Arc::new(reason)));
+        VerdictTicket { outcome: self.outcome.clone() }
+    }
+
+    /// Ends an execution that failed for reasons of the machine: the block stays unjudged.
+    pub fn fail(mut self, error: impl Error + Send + Sync + 'static) -> VerdictTicket {
+        self.close(ExecutionEnd::Failed(Arc::new(error)));
+        VerdictTicket { outcome: self.outcome.clone() }
+    }
+
+    /// Stops: cancels the block if it was not stopped already, and gives the ticket that tells why.
+    pub fn stop(mut self) -> VerdictTicket {
+        self.close(ExecutionEnd::Dropped);
+        VerdictTicket { outcome: self.outcome.clone() }
+    }
+
+    fn close(&mut self, end: ExecutionEnd) {
+        self.closed = true;
+        if matches!(end, ExecutionEnd::Dropped) {
+            // Here already, not only when the calculator gets the message: a clone of the view may be waiting.
+            self.shared.gate.cancel(Halt::HandleDropped);
+        }
+        let message = Execution { attempt: self.shared.attempt, facts: self.shared.facts, end };
+        // The receiver is gone only when the pipeline is: then the ticket yields `Shutdown`.
+        let _shut_down = self.results.send(message);
+    }
+}
+
+impl<R: TrieReader> Drop for BlockHandle<R> {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.close(ExecutionEnd::Dropped);
+        }
+    }
+}
+
+/// Waits for a block's verdict. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct VerdictTicket {
+    outcome: Receiver<Outcome>,
+}
+
+impl VerdictTicket {
+    /// Waits for the verdict.
+    ///
+    /// # Errors
+    /// If the block was stopped, or the machine failed.
+    pub fn wait(self) -> Outcome {
+        self.outcome.recv().unwrap_or(Err(BlockError::Halted(Halt::Shutdown)))
+    }
+
+    /// The verdict, if it is there.
+    pub fn try_wait(&self) -> Option<Outcome> {
+        match self.outcome.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(crossbeam_channel::TryRecvError::Empty) => None,
+            Err(crossbeam_channel::TryRecvError::Disconnected) => Some(Err(BlockError::Halted(Halt::Shutdown))),
+        }
+    }
+}

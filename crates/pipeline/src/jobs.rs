@@ -1,0 +1,244 @@
+//! The long work, done on the pipeline's thread pool and answered by one message each: preparing an access list,
+//! warming up, folding, comparing. And the commit, which has a thread of its own.
+//!
+//! Invariants:
+//! 1. Every job answers exactly once, also when it panics.
+//! 2. A job shares nothing with the calculator but values: it is handed views and gives back values.
+
+use std::{
+    any::Any,
+    io,
+    num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use alloy_primitives::{B256, Bytes};
+use crossbeam_channel::{Receiver, Sender};
+use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch, Touch};
+use foldgate_core::{
+    AccountInfo, BlockFacts, HashedPostState, KeyHasher, Layer, Overlay, StateReader as _, TrieReader, TrieStore,
+    keys::{hash_address, hash_slot},
+    resolve,
+    trie::{FoldError, FoldOptions, FoldOutcome, fold},
+};
+
+use parking_lot::Mutex;
+
+use crate::{handle::AttemptId, warm::Warm};
+
+/// A decoded, validated access list and the leaves that it claims.
+#[derive(Debug)]
+pub(crate) struct PreparedBal {
+    pub(crate) bal: Bal,
+    pub(crate) state: Arc<HashedPostState>,
+}
+
+/// What preparing an access list found.
+#[derive(Debug)]
+pub(crate) enum Prepared {
+    Good(Arc<PreparedBal>),
+    /// The hash is not the one that the header says.
+    WrongHash {
+        got: B256,
+        expected: B256,
+    },
+    Malformed(Arc<BalError>),
+}
+
+/// A finished fold with the time that its two parts took.
+#[derive(Debug)]
+pub(crate) struct Folded {
+    pub(crate) outcome: FoldOutcome,
+    pub(crate) resolve: Duration,
+    pub(crate) fold: Duration,
+}
+
+/// The answer of a job.
+#[derive(Debug)]
+pub(crate) enum JobMessage<S: TrieStore> {
+    Prepared {
+        attempt: AttemptId,
+        prepared: Prepared,
+        took: Duration,
+    },
+    Folded {
+        attempt: AttemptId,
+        generation: u32,
+        folded: Result<Folded, FoldError<S::Error>>,
+    },
+    /// Whether the executed writes lead to the state that the list claimed.
+    Compared {
+        attempt: AttemptId,
+        generation: u32,
+        equal: Result<bool, S::Error>,
+    },
+    Panicked {
+        attempt: AttemptId,
+        message: String,
+    },
+    Committed {
+        layer: Arc<Layer>,
+        result: Result<S::Snapshot, S::Error>,
+    },
+}
+
+/// Decodes and validates a raw list, and routes its final values to leaves.
+pub(crate) fn prepare(raw: &Bytes, facts: &BlockFacts) -> Prepared {
+    let limits = BalLimits::from(facts);
+    let decoded = match facts.expected_bal_hash {
+        Some(expected) => Bal::decode_checked(raw.clone(), expected, &limits),
+        None => decode_uncommitted(raw, &limits),
+    };
+    match decoded {
+        Ok(bal) => {
+            let state = Arc::new(bal.to_post_state(None, &mut KeyHasher::default()));
+            Prepared::Good(Arc::new(PreparedBal { bal, state }))
+        }
+        Err(BalError::Hash(HashMismatch { got, expected })) => Prepared::WrongHash { got, expected },
+        Err(error) => Prepared::Malformed(Arc::new(error)),
+    }
+}
+
+/// Decodes and validates a list that no header commits to.
+fn decode_uncommitted(raw: &Bytes, limits: &BalLimits) -> Result<Bal, BalError> {
+    let bal = Bal::decode(raw.clone())?;
+    bal.validate(limits)?;
+    Ok(bal)
+}
+
+/// Reads the records that a list names, read or written, into the snapshot's cache, in order of their keys. Stops when
+/// told to, and at the first failure: whoever needs the record will meet it again.
+pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Warm<R>, stop: impl Fn() -> bool) {
+    let mut touched = Vec::<(B256, Vec<B256>)>::new();
+    for touch in bal.touches() {
+        match (touch, touched.last_mut()) {
+            (Touch::Account { address, .. }, _) => touched.push((hash_address(&address), Vec::new())),
+            (Touch::Slot { slot, .. }, Some((_, slots))) => slots.push(hash_slot(&slot)),
+            // A slot comes after its account.
+            (Touch::Slot { .. }, None) => {}
+        }
+    }
+    touched.sort_unstable_by_key(|(hashed_address, _)| *hashed_address);
+    for (hashed_address, mut slots) in touched {
+        slots.sort_unstable();
+        match reader.account(&hashed_address) {
+            Ok(Some(_)) => {}
+            // An account that does not exist has no slots.
+            Ok(None) => continue,
+            Err(_) => return,
+        }
+        for hashed_slot in slots {
+            if stop() || reader.storage(&hashed_address, &hashed_slot).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Resolves accumulated changes against the parent's state and folds them.
+pub(crate) fn resolve_and_fold<R: TrieReader>(
+    state: &HashedPostState,
+    parent: &Overlay<Warm<R>>,
+    options: &FoldOptions,
+) -> Result<Folded, FoldError<R::Error>> {
+    let begin = Instant::now();
+    let changes = resolve(state, parent).map_err(FoldError::Read)?;
+    let resolved = Instant::now();
+    let outcome = fold(parent, changes, options)?;
+    Ok(Folded { outcome, resolve: resolved - begin, fold: resolved.elapsed() })
+}
+
+/// Whether executed writes lead from the parent's state to the state that was folded.
+pub(crate) fn leads_to<R: TrieReader>(
+    executed: &HashedPostState,
+    parent: &Overlay<Warm<R>>,
+    folded: &FoldOutcome,
+) -> Result<bool, R::Error> {
+    let changes = resolve(executed, parent)?;
+    let accounts = &folded.diff.accounts;
+    Ok(changes.codes == folded.diff.codes
+        && changes.accounts.len() == accounts.len()
+        && changes.accounts.iter().zip(accounts).all(|(executed, folded)| {
+            executed.hashed_address == folded.hashed_address
+                && executed.new == folded.new.map(AccountInfo::from)
+                && executed.slots == folded.slots
+        }))
+}
+
+/// The threads for the long work. Dropping it waits for the jobs under way and for the threads.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    /// `None` only while dropping.
+    pool: Option<rayon::ThreadPool>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl Pool {
+    pub(crate) fn new(threads: NonZeroUsize) -> io::Result<Self> {
+        let handles = Arc::new(Mutex::new(Vec::new()));
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.get())
+            .spawn_handler(|worker| {
+                let name = format!("foldgate-worker-{}", worker.index());
+                handles.lock().push(thread::Builder::new().name(name).spawn(|| worker.run())?);
+                Ok(())
+            })
+            .build()
+            .map_err(io::Error::other)?;
+        Ok(Self { pool: Some(pool), threads: handles })
+    }
+
+    /// Runs a job; its answer, or its panic, goes to the calculator.
+    pub(crate) fn spawn<S: TrieStore>(
+        &self,
+        answers: &Sender<JobMessage<S>>,
+        attempt: AttemptId,
+        job: impl FnOnce() -> Option<JobMessage<S>> + Send + 'static,
+    ) {
+        let Some(pool) = &self.pool else { return };
+        let answers = answers.clone();
+        pool.spawn(move || {
+            let answer = match catch_unwind(AssertUnwindSafe(job)) {
+                Ok(answer) => answer,
+                Err(payload) => Some(JobMessage::Panicked { attempt, message: panic_message(payload.as_ref()) }),
+            };
+            if let Some(answer) = answer {
+                // The calculator is gone only at shutdown, when nobody waits for the answer.
+                let _shut_down = answers.send(answer);
+            }
+        });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // The pool first: its threads end when the jobs under way have ended.
+        drop(self.pool.take());
+        for thread in self.threads.lock().drain(..) {
+            // A worker's panics were caught in its jobs.
+            let _caught = thread.join();
+        }
+    }
+}
+
+pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+/// The committer's loop: makes blocks durable, one after the other in the order in which they come. After a failure it
+/// commits nothing more.
+pub(crate) fn commit_loop<S: TrieStore>(store: &S, layers: &Receiver<Arc<Layer>>, answers: &Sender<JobMessage<S>>) {
+    for layer in layers {
+        let result = store.commit(&layer.to_batch()).and_then(|()| store.snapshot());
+        let failed = result.is_err();
+        // The calculator is gone at shutdown; what was acknowledged is committed all the same.
+        let _shut_down = answers.send(JobMessage::Committed { layer, result });
+        if failed {
+            return;
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The pipeline as its owner sees it.
+//!
+//! Invariants:
+//! 1. `begin` never waits for an execution, a fold or a commit: the calculator that answers it does no long work.
+//! 2. Dropping the pipeline stops every block in flight, commits what was acknowledged, and joins every thread.
+
+use std::{
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+use foldgate_core::{BlockHash, BlockNumHash, StateAnchor, TrieStore};
+
+use crate::{
+    calculator::{Calculator, Control, Inbox, Request},
+    config::PipelineConfig,
+    counters::{CounterSnapshot, Counters},
+    gate::StateGate,
+    halt::CancelToken,
+    handle::{AttemptId, BlockHandle, Execution, Shared},
+    jobs::{self, Pool},
+    permits::Permits,
+    request::BlockRequest,
+    tree::Tree,
+    verdict::{Failure, Verdict},
+    warm::Warm,
+};
+
+/// Why a pipeline could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError<E: std::error::Error + 'static> {
+    /// The store failed, or holds no state to start from.
+    #[error("opening the durable state: {0}")]
+    Store(#[source] E),
+    /// A thread could not be started.
+    #[error("starting a thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// Why a block was not begun. None of these is a verdict on it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum BeginError {
+    /// As many blocks are under way as the settings allow: wait for room and try again.
+    #[error("{max} blocks are under way already")]
+    Busy {
+        /// The limit.
+        max: usize,
+    },
+    /// The block is in flight already.
+    #[error("block {0} is in flight already")]
+    InFlight(BlockNumHash),
+    /// A genesis has no parent: it is loaded, not calculated.
+    #[error("a genesis is loaded into the store, not calculated")]
+    Genesis,
+    /// The parent was judged invalid.
+    #[error("its parent {0} is invalid")]
+    ParentInvalid(BlockNumHash),
+    /// The parent is not the durable tip, and not above it.
+    #[error("its parent {parent} is not reachable from the durable tip {tip}")]
+    BelowTip {
+        /// The parent.
+        parent: BlockNumHash,
+        /// The durable tip.
+        tip: BlockNumHash,
+    },
+    /// A commit failed earlier: no state can be trusted to become durable any more.
+    #[error("the pipeline is broken: {0}")]
+    Broken(Failure),
+    /// The pipeline is shutting down.
+    #[error("the pipeline is shutting down")]
+    ShutDown,
+}
+
+/// Why a head could not be made canonical.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum CanonicalError {
+    /// The block was never judged valid here.
+    #[error("block {0} is unknown")]
+    Unknown(BlockHash),
+    /// The block has no verdict yet.
+    #[error("block {0} is not judged yet")]
+    NotJudged(BlockNumHash),
+    /// The block does not stand on the state that is durable or about to be.
+    #[error("block {block} does not descend from {of}, which is durable or about to be")]
+    NotADescendant {
+        /// The head asked for.
+        block: BlockNumHash,
+        /// The newest block handed to the store.
+        of: BlockNumHash,
+    },
+    /// A commit failed.
+    #[error(transparent)]
+    Failed(Failure),
+    /// The pipeline is shutting down.
+    #[error("the pipeline is shutting down")]
+    ShutDown,
+}
+
+/// The calculator's answer to a request.
+#[derive(Debug)]
+pub(crate) enum Admission {
+    Started,
+    Known(Verdict),
+}
+
+/// A block that was begun, or that needs no second beginning.
+#[derive(Debug)]
+pub enum Begun<S: TrieStore> {
+    /// The block is under way: execute it.
+    Started(BlockHandle<S::Snapshot>),
+    /// The block was delivered before, and this is its verdict.
+    Known(Verdict),
+}
+
+/// Computes the state roots of blocks while they execute.
+///
+/// All methods take `&self`; the pipeline may be shared between threads.
+#[derive(Debug)]
+pub struct Pipeline<S: TrieStore> {
+    requests: Sender<Request<S::Snapshot>>,
+    results: Sender<Execution>,
+    control: Sender<Control>,
+    counters: Arc<Counters>,
+    permits: Arc<Permits>,
+    max_in_flight: usize,
+    attempts: AtomicU64,
+    // Dropped by `Drop` in this order: the calculator ends, then the committer, then the pool.
+    calculator: Option<JoinHandle<()>>,
+    committer: Option<JoinHandle<()>>,
+    pool: Option<Arc<Pool>>,
+}
+
+impl<S: TrieStore> Pipeline<S> {
+    /// Opens a pipeline on the store's durable state.
+    ///
+    /// While it is open, nobody else may write to the store.
+    ///
+    /// # Errors
+    /// If the store is empty or fails, or a thread cannot be started.
+    pub fn open(store: Arc<S>, config: PipelineConfig) -> Result<Self, OpenError<S::Error>> {
+        let base = Warm::new(store.snapshot().map_err(OpenError::Store)?);
+        let (requests, requests_in) = unbounded();
+        let (results, results_in) = unbounded();
+        let (answers, answers_in) = unbounded();
+        let (control, control_in) = unbounded();
+        let (commits, commits_in) = unbounded();
+        let counters = Arc::new(Counters::default());
+        let pool = Arc::new(Pool::new(config.threads).map_err(OpenError::Thread)?);
+        let max_in_flight = config.max_in_flight;
+        let calculator = Calculator::<S> {
+            tree: Tree::new(base, config.max_remembered),
+            config,
+            counters: Arc::clone(&counters),
+            pool: Arc::clone(&pool),
+            answers: answers.clone(),
+            commits,
+            broken: None,
+            canonical_waiters: Vec::new(),
+            flush_waiters: Vec::new(),
+            touched: std::collections::VecDeque::new(),
+        };
+        let inbox = Inbox { requests: requests_in, results: results_in, answers: answers_in, control: control_in };
+        let committer = thread::Builder::new()
+            .name("foldgate-committer".to_owned())
+            .spawn(move || jobs::commit_loop(&*store, &commits_in, &answers))
+            .map_err(OpenError::Thread)?;
+        let calculator = thread::Builder::new()
+            .name("foldgate-calculator".to_owned())
+            .spawn(move || calculator.run(&inbox))
+            .map_err(OpenError::Thread)?;
+        Ok(Self {
+            requests,
+            results,
+            control,
+            counters,
+            permits: Permits::new(max_in_flight),
+            max_in_flight: max_in_flight.get(),
+            attempts: AtomicU64::new(0),
+            calculator: Some(calculator),
+            committer: Some(committer),
+            pool: Some(pool),
+        })
+    }
+
+    /// Begins a block, at its arrival: its list is decoded at once, its records are read ahead, and its fold starts as
+    /// soon as its parent's state is committed in memory, whatever its execution does.
+    ///
+    /// # Errors
+    /// If the block cannot be begun now: see [`BeginError`].
+    pub fn begin(&self, request: BlockRequest) -> Result<Begun<S>, BeginError> {
+        let permit = self.permits.try_acquire().ok_or(BeginError::Busy { max: self.max_in_flight })?;
+        let cancel = CancelToken::default();
+        let (outcome, ticket) = bounded(1);
+        let shared = Arc::new(Shared {
+            // Relaxed: the number only has to be unique.
+            attempt: AttemptId(self.attempts.fetch_add(1, Ordering::Relaxed)),
+            facts: request.facts,
+            gate: Arc::new(StateGate::new(cancel)),
+            read_failure: Arc::new(OnceLock::new()),
+            outcome,
+        });
+        let (reply, answer) = bounded(1);
+        let message = Request { shared: Arc::clone(&shared), request, permit, reply };
+        self.requests.send(message).map_err(|_| BeginError::ShutDown)?;
+        match answer.recv().map_err(|_| BeginError::ShutDown)?? {
+            Admission::Started => Ok(Begun::Started(BlockHandle::new(shared, self.results.clone(), ticket))),
+            Admission::Known(verdict) => Ok(Begun::Known(verdict)),
+        }
+    }
+
+    /// Waits until [`Pipeline::begin`] would not be refused as busy, at most so long. Says whether it would not.
+    pub fn wait_for_room(&self, timeout: Duration) -> bool {
+        self.permits.wait_for_room(timeout)
+    }
+
+    /// Makes a valid block the canonical head: it and its ancestors become durable, in order. Returns when they are.
+    ///
+    /// # Errors
+    /// If the block was not judged valid here, does not descend from the durable state, or a commit fails.
+    pub fn set_canonical(&self, head: BlockHash) -> Result<(), CanonicalError> {
+        let (reply, answer) = bounded(1);
+        self.control.send(Control::SetCanonical { head, reply }).map_err(|_| CanonicalError::ShutDown)?;
+        answer.recv().map_err(|_| CanonicalError::ShutDown)?
+    }
+
+    /// Waits until every canonical block that was judged is durable. Gives the durable tip.
+    ///
+    /// # Errors
+    /// If a commit failed.
+    pub fn flush(&self) -> Result<StateAnchor, Failure> {
+        let (reply, answer) = bounded(1);
+        let sent = self.control.send(Control::Flush { reply });
+        let panicked = || Failure::Panicked("the calculator's thread is gone".to_owned());
+        sent.map_err(|_| panicked())?;
+        answer.recv().map_err(|_| panicked())?
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> CounterSnapshot {
+        self.counters.snapshot()
+    }
+
+    /// How many blocks are between their arrival and their end: judged and, where canonical, durable.
+    pub fn in_flight(&self) -> usize {
+        self.permits.used()
+    }
+}
+
+impl<S: TrieStore> Drop for Pipeline<S> {
+    fn drop(&mut self) {
+        // The calculator may be gone after a panic; its thread is joined all the same.
+        let _gone = self.control.send(Control::Shutdown);
+        for thread in [self.calculator.take(), self.committer.take()].into_iter().flatten() {
+            let _panicked = thread.join();
+        }
+        // The last reference: waits for the workers.
+        drop(self.pool.take());
+    }
+}

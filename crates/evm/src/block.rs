@@ -149,3 +149,74 @@ fn decode_transactions(body: &mut &[u8]) -> Result<Vec<Transaction>, BlockDecode
     }
     Ok(transactions)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloy_consensus::{SignableTransaction, TxEip1559};
+    use alloy_primitives::{B256, Signature};
+    use alloy_rlp::Encodable;
+
+    fn rlp(header: &Header, transactions: &[Transaction], extra: Option<&[u8]>) -> Vec<u8> {
+        let mut payload = Vec::new();
+        header.encode(&mut payload);
+        alloy_rlp::encode_list(transactions, &mut payload);
+        Vec::<Header>::new().encode(&mut payload);
+        if let Some(extra) = extra {
+            vec![Withdrawal::default()].encode(&mut payload);
+            payload.extend_from_slice(extra);
+        }
+        let mut block = Vec::new();
+        RlpHeader { list: true, payload_length: payload.len() }.encode(&mut block);
+        block.extend(payload);
+        block
+    }
+
+    /// A header with every field up to `slot_number`.
+    fn amsterdam_header() -> Header {
+        Header {
+            number: 7,
+            base_fee_per_gas: Some(1),
+            withdrawals_root: Some(B256::ZERO),
+            blob_gas_used: Some(2),
+            excess_blob_gas: Some(3),
+            parent_beacon_block_root: Some(B256::ZERO),
+            requests_hash: Some(B256::ZERO),
+            block_access_list_hash: Some(B256::repeat_byte(9)),
+            slot_number: Some(11),
+            ..Header::default()
+        }
+    }
+
+    #[test]
+    fn all_parts_are_read_and_the_hash_is_that_of_the_bytes() {
+        let transaction = Transaction::Eip1559(TxEip1559::default().into_signed(Signature::test_signature()));
+        let without_slot = Header { slot_number: None, ..amsterdam_header() };
+        for header in [Header::default(), without_slot, amsterdam_header()] {
+            let bytes = rlp(&header, &[transaction.clone(), transaction.clone()], Some(&[]));
+            let block = Block::decode(&bytes).unwrap();
+            assert_eq!((&block.header, block.hash), (&header, header.hash_slow()));
+            assert_eq!((block.transactions.len(), block.rlp_length), (2, bytes.len()));
+            assert_eq!(block.withdrawals, Some(vec![Withdrawal::default()]));
+            let facts = block.facts();
+            assert_eq!((facts.tx_count, facts.expected_bal_hash), (2, header.block_access_list_hash));
+        }
+        assert_eq!(Block::decode(&rlp(&Header::default(), &[], None)).unwrap().withdrawals, None);
+    }
+
+    #[test]
+    fn other_bytes_are_refused() {
+        let transaction = Transaction::Eip1559(TxEip1559::default().into_signed(Signature::test_signature()));
+        let good = rlp(&amsterdam_header(), std::slice::from_ref(&transaction), Some(&[]));
+        for cut in 0..good.len() {
+            assert!(Block::decode(&good[..cut]).is_err(), "cut at {cut}");
+        }
+        let longer = [&good[..], &[0]].concat();
+        assert_eq!(Block::decode(&longer).unwrap_err(), BlockDecodeError::TrailingBytes { got: 1 });
+        let extra = rlp(&amsterdam_header(), &[], Some(&[0x80, 0x80]));
+        assert_eq!(Block::decode(&extra).unwrap_err(), BlockDecodeError::ExtraParts { got: 2 });
+        let mut two = &[&good[..], &good[..]].concat()[..];
+        assert_eq!(Block::decode_from(&mut two).unwrap().hash, Block::decode(&good).unwrap().hash);
+        assert_eq!(two.len(), good.len());
+    }
+}

@@ -27,6 +27,7 @@ use crate::{
     receipt::EnvelopeReceipts,
     record::Recorder,
     system,
+    system_gas::CappedSystemCalls,
     validate::{validate_block, validate_execution},
 };
 
@@ -189,7 +190,7 @@ impl Stepped<'_> {
         let state = State::builder().with_database(database).with_bal_builder().build();
         let blob_params = spec.blob_params_at(header.timestamp);
         let env = EvmEnv::for_eth_block(header, spec, spec.chain_id(), blob_params);
-        let evm = EthEvmFactory::default().create_evm(Recorder::new(state), env);
+        let evm = CappedSystemCalls(EthEvmFactory::default().create_evm(Recorder::new(state), env));
         let ctx = EthBlockExecutionCtx {
             parent_hash: header.parent_hash,
             parent_beacon_block_root: header.parent_beacon_block_root,

@@ -18,6 +18,10 @@
 //! 2. A block is judged only by its own content. A failing read, or a cancellation, is an error of the machine and never
 //!    a [`BlockInvalid`].
 //! 3. The executor needs no access list; it rebuilds the block's list (EIP-7928) under the rules of every fork.
+//!
+//! Limits: creating a contract at an address that holds storage but neither code nor nonce succeeds, though EIP-7610 forbids
+//! it, because the EVM is not told of storage roots; blocks of Constantinople before Petersburg run under Byzantium's opcodes;
+//! receipts roots before Byzantium are skipped and counted; seals and difficulties of proof of work are not checked.
 
 pub mod block;
 pub mod chain_spec;
@@ -30,6 +34,7 @@ mod receipt;
 mod record;
 pub mod senders;
 mod system;
+mod system_gas;
 pub mod validate;
 
 pub use block::{Block, BlockDecodeError, Transaction};

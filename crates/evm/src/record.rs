@@ -7,6 +7,8 @@
 //! 3. Deletion is always explicit: SELFDESTRUCT, and accounts that were touched and are empty (EIP-161). The EVM itself
 //!    keeps accounts of chains older than EIP-161 from being reported so.
 
+use core::fmt::Debug;
+
 use alloy_evm::{
     block::BalIndexedDatabase,
     revm::{
@@ -16,9 +18,7 @@ use alloy_evm::{
         state::{Account, AccountInfo, Bytecode},
     },
 };
-use alloy_primitives::{Address, B256, KECCAK256_EMPTY, U256};
-use core::fmt::Debug;
-
+use alloy_primitives::{Address, B256, KECCAK256_EMPTY};
 use foldgate_core::{AccountWrites, BlockAccessIndex, CodeWrite, StateWrites};
 
 /// revm's state, with a tap on its commits.
@@ -100,10 +100,6 @@ fn account_writes(address: Address, account: &Account) -> Option<(Address, Accou
         return existed.then_some((address, deleted));
     }
     let original = account.original_info();
-    let changed = |slot: &(&StorageKey, &_)| -> (U256, U256) {
-        let (key, slot): (&StorageKey, &alloy_evm::revm::state::EvmStorageSlot) = *slot;
-        (*key, slot.present_value)
-    };
     let mut writes = AccountWrites {
         deleted: false,
         // Whatever storage the address had is invisible to a contract created there.
@@ -111,7 +107,7 @@ fn account_writes(address: Address, account: &Account) -> Option<(Address, Accou
         nonce: (account.info.nonce != original.nonce).then_some(account.info.nonce),
         balance: (account.info.balance != original.balance).then_some(account.info.balance),
         code: code_write(&original, &account.info),
-        storage: account.changed_storage_slots().map(|slot| changed(&slot)).collect(),
+        storage: account.changed_storage_slots().map(|(key, slot)| (*key, slot.present_value)).collect(),
     };
     if !existed && writes.nonce.is_none() && writes.balance.is_none() && writes.code.is_none() {
         // An account that comes to exist empty, as chains older than EIP-161 allow: one field tells that it stands.

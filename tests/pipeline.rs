@@ -43,7 +43,6 @@ macro_rules! stamp_all {
     ($tests:tt) => {
         stamp!(memory, crate::support::InMemory, $tests);
         stamp!(redb, crate::support::OnRedb, $tests);
-        stamp!(mdbx, crate::support::OnMdbx, $tests);
     };
 }
 
@@ -360,10 +359,7 @@ fn a_wrong_early_root_stops_the_executor_at_once() {
         thread::yield_now();
     }
     assert_eq!(handle.check_cancelled(), Err(Halt::Judged));
-    assert!(matches!(
-        handle.parent_state().account_info(&B256::ZERO),
-        Err(ReadError::Halted(Halt::Judged))
-    ));
+    assert!(matches!(handle.parent_state().account_info(&B256::ZERO), Err(ReadError::Halted(Halt::Judged))));
     match invalid(handle.stop().wait()) {
         InvalidReason::StateRootMismatch { got, expected } => {
             assert_ne!(got, expected);
@@ -598,10 +594,7 @@ fn an_invalid_block_takes_its_descendants_with_it_and_no_other() {
     assert!(matches!(pipeline.begin(request(&child)), Err(BeginError::ParentInvalid(block)) if block == name));
 }
 
-fn execute_if_possible<R: TrieReader>(
-    mut handle: foldgate::pipeline::BlockHandle<R>,
-    block: &SimBlock,
-) -> Outcome {
+fn execute_if_possible<R: TrieReader>(mut handle: foldgate::pipeline::BlockHandle<R>, block: &SimBlock) -> Outcome {
     for (index, writes) in &block.writes {
         if handle.record(*index, writes).is_err() {
             break;

@@ -7,11 +7,9 @@ use std::sync::{
 
 use alloy_primitives::{B256, Bytes, U256};
 use foldgate::core::{
-    Account, AccountInfo, BackendError, BlockNumber, CommitBatch, LoadError, LoadSource, MemoryStore, NodeKey, Refusal,
-    ReverseDiff, StateAnchor, StateReader, TrieReader, TrieStore, UnwindBatch,
+    Account, AccountInfo, BackendError, BlockNumber, CommitBatch, LoadError, LoadSource, MemoryError, MemoryStore,
+    NodeKey, Refusal, ReverseDiff, StateAnchor, StateReader, TrieReader, TrieStore, UnwindBatch,
 };
-
-type Inner = <MemoryStore as TrieStore>::Error;
 
 /// What the store fails with.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +17,7 @@ pub enum Fault {
     #[error("the disk is gone")]
     Injected,
     #[error(transparent)]
-    Memory(#[from] Inner),
+    Memory(#[from] MemoryError),
 }
 
 impl BackendError for Fault {

@@ -9,7 +9,6 @@ use foldgate::{
     core::trie::bulk::StateLoad,
     pipeline::{Begun, BlockHandle, Outcome, RebuiltBal, ValidBlock, VerdictTicket},
 };
-use foldgate_storage_mdbx::MdbxStore;
 use foldgate_storage_redb::RedbStore;
 use foldgate_testing::{
     conformance::{DurableFactory, StoreFactory},
@@ -48,30 +47,6 @@ impl StoreFactory for OnRedb {
 
 impl DurableFactory for OnRedb {
     fn reopen(&self, store: RedbStore) -> RedbStore {
-        drop(store);
-        self.fresh()
-    }
-}
-
-/// One MDBX store in a temporary folder.
-pub struct OnMdbx(TempDir);
-
-impl Default for OnMdbx {
-    fn default() -> Self {
-        Self(TempDir::new().unwrap())
-    }
-}
-
-impl StoreFactory for OnMdbx {
-    type Store = MdbxStore;
-
-    fn fresh(&self) -> MdbxStore {
-        MdbxStore::open(self.0.path(), foldgate_storage_mdbx::Options::default()).unwrap()
-    }
-}
-
-impl DurableFactory for OnMdbx {
-    fn reopen(&self, store: MdbxStore) -> MdbxStore {
         drop(store);
         self.fresh()
     }

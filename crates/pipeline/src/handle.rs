@@ -7,6 +7,7 @@
 
 use std::{
     error::Error,
+    fmt,
     sync::{Arc, OnceLock},
 };
 
@@ -82,7 +83,6 @@ pub enum RecordError {
 }
 
 /// A block between its arrival and the end of its execution.
-#[derive(Debug)]
 pub struct BlockHandle<R: TrieReader> {
     shared: Arc<Shared<R>>,
     results: Sender<Execution>,
@@ -91,6 +91,12 @@ pub struct BlockHandle<R: TrieReader> {
     hasher: KeyHasher,
     last_index: Option<u64>,
     closed: bool,
+}
+
+impl<R: TrieReader> fmt::Debug for BlockHandle<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockHandle").field("facts", self.facts()).finish_non_exhaustive()
+    }
 }
 
 impl<R: TrieReader> BlockHandle<R> {

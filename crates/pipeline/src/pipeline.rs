@@ -5,7 +5,7 @@
 //! 2. Dropping the pipeline stops every block in flight, commits what was acknowledged, and joins every thread.
 
 use std::{
-    io,
+    fmt, io,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -15,7 +15,7 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use foldgate_core::{BlockHash, BlockNumHash, StateAnchor, TrieStore};
+use foldgate_core::{BlockHash, BlockNumHash, StateAnchor, TrieReader, TrieStore};
 
 use crate::{
     calculator::{Calculator, Control, Inbox, Request},
@@ -112,19 +112,26 @@ pub(crate) enum Admission {
     Known(Verdict),
 }
 
-/// A block that was begun, or that needs no second beginning.
-#[derive(Debug)]
-pub enum Begun<S: TrieStore> {
+/// A block that was begun, or that needs no second beginning. `R` is the store's snapshot.
+pub enum Begun<R: TrieReader> {
     /// The block is under way: execute it.
-    Started(BlockHandle<S::Snapshot>),
+    Started(BlockHandle<R>),
     /// The block was delivered before, and this is its verdict.
     Known(Verdict),
+}
+
+impl<R: TrieReader> fmt::Debug for Begun<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Started(handle) => f.debug_tuple("Started").field(handle).finish(),
+            Self::Known(verdict) => f.debug_tuple("Known").field(verdict).finish(),
+        }
+    }
 }
 
 /// Computes the state roots of blocks while they execute.
 ///
 /// All methods take `&self`; the pipeline may be shared between threads.
-#[derive(Debug)]
 pub struct Pipeline<S: TrieStore> {
     requests: Sender<Request<S::Snapshot>>,
     results: Sender<Execution>,
@@ -137,6 +144,12 @@ pub struct Pipeline<S: TrieStore> {
     calculator: Option<JoinHandle<()>>,
     committer: Option<JoinHandle<()>>,
     pool: Option<Arc<Pool>>,
+}
+
+impl<S: TrieStore> fmt::Debug for Pipeline<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pipeline").field("in_flight", &self.in_flight()).finish_non_exhaustive()
+    }
 }
 
 impl<S: TrieStore> Pipeline<S> {
@@ -196,7 +209,7 @@ impl<S: TrieStore> Pipeline<S> {
     ///
     /// # Errors
     /// If the block cannot be begun now: see [`BeginError`].
-    pub fn begin(&self, request: BlockRequest) -> Result<Begun<S>, BeginError> {
+    pub fn begin(&self, request: BlockRequest) -> Result<Begun<S::Snapshot>, BeginError> {
         let permit = self.permits.try_acquire().ok_or(BeginError::Busy { max: self.max_in_flight })?;
         let cancel = CancelToken::default();
         let (outcome, ticket) = bounded(1);

@@ -12,6 +12,10 @@
 //! Invariants:
 //! 1. Everything that is served is proven by the state root; a gap is an error, never an absence.
 //! 2. Rows that a fold on a witness gives may hold opaque children: they serve layers over this witness, not a store.
+//!
+//! A witness is cut for one block. Further blocks can be folded as layers over it as far as its nodes reach; a leaf
+//! that an earlier layer added beside a gap may be reported as missing when a later one has to move it, because the
+//! ordered read that finds it begins in the witness.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 

@@ -10,7 +10,7 @@
 //! * a branch stands there: its row is read once, the changes are shared out to its children by their next nibble. If
 //!   some of them leave its extension midway, a new branch stands at that point, with the old one as a child.
 //!
-//! What comes back is a [`Node`] that is not yet encoded, because its place may still move: a branch that is left with
+//! What comes back is a node that is not yet encoded, because its place may still move: a branch that is left with
 //! a single child gives that child to its own parent instead, so a leaf may rise and a branch's extension may grow. A
 //! branch with two or more children stays, and settles its changed children: now their depth is known, they are
 //! encoded, hashed and filed. Untouched children are never looked at, except for a sole one that has to rise.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, convert::Infallible};
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
 use foldgate_core::{
     Account, AccountInfo, EMPTY_ROOT_HASH, LoadError, MemoryStore, StateReader, TrieReader, TrieStore,
-    trie::bulk::{BulkError, GenesisAccount, LoadItem, StateLoad, genesis_items, state_root},
+    trie::bulk::{BulkError, GenesisAccount, ItemsError, LoadItem, StateItems, StateLoad, genesis_items, state_root},
 };
 use foldgate_testing::oracle;
 
@@ -66,6 +66,13 @@ fn a_genesis_keeps_what_it_lists() {
         assert_eq!(snapshot.code(&keccak256(&code)).unwrap(), Some(code.clone()));
         let slots = snapshot.slots_from(&keccak256(Address::repeat_byte(2)), &B256::ZERO, 9).unwrap();
         assert_eq!(slots.len(), 1, "a zero slot is none");
+
+        // Read back and loaded again, it is the same state.
+        let again: Vec<_> = StateItems::new(snapshot.clone()).collect::<Result<_, _>>().unwrap();
+        assert_eq!(again, items);
+        let copy = MemoryStore::new();
+        let load = StateLoad::new(StateItems::new(snapshot), block(0)).expecting(root);
+        assert_eq!(copy.load(load).unwrap().state_root, root);
     }
 }
 
@@ -132,4 +139,33 @@ fn a_failing_source_fails_the_load() {
     let error = store.load(StateLoad::new(items.into_iter(), block(0))).unwrap_err();
     assert!(matches!(error, LoadError::Source(BulkError::Source(std::fmt::Error))), "{error}");
     assert_eq!(store.tip().unwrap(), None);
+}
+
+/// More leaves than a page of ordered reads, in the accounts and in one account.
+#[test]
+fn a_state_of_many_pages_moves_from_store_to_store() {
+    let key = |i: u64| B256::from(U256::from(i) << 200);
+    let mut items: Vec<_> = (0..9000)
+        .map(|i| LoadItem::Account { hashed_address: key(i), info: AccountInfo { nonce: i, ..AccountInfo::default() } })
+        .collect();
+    let slots = (0..8192).map(|i| LoadItem::Slot { hashed_slot: key(i), value: U256::from(i + 1) });
+    items.splice(6000..6000, slots);
+    let store = MemoryStore::new();
+    let anchor = store.load(StateLoad::new(infallible(items.clone()), block(0)).with_piece_bytes(50_000)).unwrap();
+    let read: Vec<_> = StateItems::new(store.snapshot().unwrap()).collect::<Result<_, _>>().unwrap();
+    assert_eq!(read, items);
+    assert_eq!(state_root(read.into_iter().map(Ok::<_, Infallible>)), Ok(anchor.state_root));
+}
+
+#[test]
+fn a_state_whose_code_is_missing_does_not_move() {
+    let info = AccountInfo { code_hash: B256::repeat_byte(3), ..AccountInfo::default() };
+    let items = vec![account(1), LoadItem::Account { hashed_address: B256::repeat_byte(2), info }];
+    let store = MemoryStore::new();
+    store.load(StateLoad::new(infallible(items), block(0))).unwrap();
+    let read: Vec<_> = StateItems::new(store.snapshot().unwrap()).collect();
+    assert!(
+        matches!(read[..], [Err(ItemsError::MissingCode { code_hash })] if code_hash == info.code_hash),
+        "{read:?}"
+    );
 }

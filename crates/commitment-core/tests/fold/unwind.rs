@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use alloy_primitives::B256;
+use alloy_primitives::{B256, U256};
 use foldgate_core::{
-    BalStore, BlockNumHash, FoldOptions, MemoryStore, NodeKey, Overlay, TrieReader, TrieStore, UnwindError,
+    Account, BalStore, BlockNumHash, FoldOptions, MemoryStore, NodeKey, Overlay, TrieReader, TrieStore, UnwindError,
     compute_unwind, unwind,
 };
 use foldgate_testing::oracle::state_root;
@@ -122,4 +122,29 @@ fn refusals() {
     assert!(refused, "{error}");
     assert_eq!(chain.store.tip().unwrap(), Some(tip));
     unwind(&chain.store, block(4)).unwrap();
+}
+
+/// A reverse diff that was damaged leads to another root: nothing is written.
+#[test]
+fn a_wrong_reverse_diff_is_found_before_anything_is_written() {
+    let (chain, mut rng) = chain(5);
+    let model = &chain.models[BLOCKS as usize];
+    let mut state = random_block(&mut rng, model, SHAPES[1], 8);
+    let unchanged = state.accounts.keys().all(|address| !model.contains_key(address));
+    if unchanged {
+        state.accounts.entry(*model.keys().next().unwrap()).or_default().nonce = Some(77_777);
+    }
+    let outcome = fold_every_way(&chain.store.snapshot().unwrap(), &state);
+    let mut batch = layer(outcome, block(BLOCKS), block(BLOCKS + 1)).to_batch();
+    let prior = batch.blocks[0].reverse.accounts.iter_mut().find(|prior| !prior.record.is_empty()).unwrap();
+    let mut record = Account::from_bytes(&prior.record).unwrap();
+    record.balance += U256::from(1);
+    prior.record = record.to_bytes().into();
+    chain.store.commit(&batch).unwrap();
+    let tip = chain.store.tip().unwrap();
+    let error = unwind(&chain.store, block(BLOCKS)).unwrap_err();
+    let UnwindError::StateRootMismatch { got, expected, .. } = error else { panic!("{error}") };
+    assert_eq!(expected, state_root(model));
+    assert_ne!(got, expected);
+    assert_eq!(chain.store.tip().unwrap(), tip);
 }

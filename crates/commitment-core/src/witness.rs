@@ -6,7 +6,8 @@
 //! Rows are made from the nodes on demand. Where a branch refers to a node that the
 //! witness does not hold, it cannot be told whether that is a leaf or a branch: the row marks the child *opaque*, which
 //! is all the same to a fold as long as it has no need to go there. If it has, it asks for the row, and gets a
-//! [`WitnessError::MissingNode`] that names the path. So a fold on a witness is the fold, and needs no proof, no
+//! [`WitnessError::MissingNode`] that names the path. Likewise an extension may be there whose branch is not: its row is
+//! a *blinded* one, which can move up or down without being opened. So a fold on a witness is the fold, and needs no proof, no
 //! reveal and no retry.
 //!
 //! Invariants:
@@ -28,7 +29,7 @@ use crate::{
     block::{BlockHash, BlockNumber, StateAnchor},
     node::{NodeKey, TrieId},
     store::{BLOCK_HASH_WINDOW, StateReader, TrieReader},
-    trie::row::{Branch, ChildKind},
+    trie::row::{Body, Branch, ChildKind},
 };
 
 /// Why a witness cannot answer.
@@ -272,6 +273,10 @@ impl PartialTrie<'_> {
         match self.decode(slot, &rlp)? {
             Node::Leaf(..) => Ok(None),
             Node::Branch(children) => Ok(Some(self.to_row(&Nibbles::new(), slot, children)?)),
+            // Removing a neighbour joins this extension with what is above, for which the branch need not be known.
+            Node::Extension(extension, child) if self.find(&child).is_none() => {
+                Ok(Some(Body::Blinded(child).encode(&extension)))
+            }
             Node::Extension(extension, child) => {
                 let own_path = slot.join(&extension);
                 let children = self.branch(&own_path, &child)?;

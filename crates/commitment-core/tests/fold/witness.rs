@@ -2,15 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    path::Path,
 };
 
 use alloy_primitives::{B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
 use alloy_rlp::Encodable;
 use alloy_trie::{HashBuilder, proof::ProofRetainer};
+use foldgate_bal::Bal;
 use foldgate_core::{
-    AccountDelta, EMPTY_ROOT_HASH, FoldError, FoldOptions, HashedPostState, Nibbles, NodeKey, Overlay, StateAnchor,
-    StateReader, TrieId, TrieReader, Witness, WitnessError, fold,
+    AccountDelta, BlockNumHash, EMPTY_ROOT_HASH, FoldError, FoldOptions, HashedPostState, KeyHasher, LeafChanges,
+    Nibbles, NodeKey, Overlay, StateAnchor, StateReader, TrieId, TrieReader, Witness, WitnessError,
+    diff::AccountLeafChange,
+    fold,
     hashed::Cleared,
     keys::{hash_address, hash_slot},
     resolve,
@@ -19,7 +22,7 @@ use foldgate_core::{
 use foldgate_testing::{
     fixtures_or_skip,
     oracle::{HashedAccount, state_root, storage_root},
-    witness::read_witness,
+    witness::{WitnessBlock, read_witness},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IteratorRandom};
 
@@ -175,6 +178,71 @@ fn narrow_block(rng: &mut StdRng, model: &Model) -> HashedPostState {
     state
 }
 
+/// In mainnet block 23879620 a removal leaves a branch with one child, an extension that the witness holds. The two are
+/// joined, for which the branch behind the extension need not be known: the witness rightly lacks it.
+#[test]
+fn an_extension_moves_without_the_branch_behind_it() {
+    let key = |head: &[u8]| {
+        let mut nibbles = [0; 64];
+        nibbles[..head.len()].copy_from_slice(head);
+        B256::from_slice(&Nibbles::from_nibbles(nibbles).pack())
+    };
+    let neighbour = key(&[1, 0]);
+    let below = [key(&[1, 8, 5, 5, 5, 2]), key(&[1, 8, 5, 5, 5, 3])];
+    let account = HashedAccount { nonce: 1, code_hash: KECCAK256_EMPTY, ..HashedAccount::default() };
+    let model: Model =
+        [neighbour, below[0], below[1], key(&[9])].into_iter().map(|key| (key, account.clone())).collect();
+    let absent = key(&[1, 8, 5, 9]);
+    let known = [neighbour, absent, key(&[9])].map(|key| (key, BTreeSet::new()));
+    let partial = witness(&model, &known.into());
+    assert!(matches!(partial.account(&below[0]), Err(WitnessError::MissingNode { .. })));
+
+    let mut removal = HashedPostState::default();
+    removal.accounts.entry(neighbour).or_default().delete();
+    // At each place of the extension: its first nibble, its midst, its last.
+    let inserts = [key(&[1, 8, 6]), absent, key(&[1, 8, 5, 5, 6])].map(|inserted| {
+        let mut insert = HashedPostState::default();
+        insert.accounts.entry(inserted).or_default().nonce = Some(1);
+        insert
+    });
+    for first in inserts.iter().chain([&removal]) {
+        // One, then all others, in layers; and back to where it began.
+        let (mut after, mut layers) = (model.clone(), Vec::new());
+        let back = {
+            let mut back = HashedPostState::default();
+            back.accounts.entry(neighbour).or_default().nonce = Some(1);
+            inserts.iter().for_each(|insert| {
+                insert.accounts.keys().for_each(|key| {
+                    back.accounts.entry(*key).or_default().delete();
+                })
+            });
+            back
+        };
+        for (number, state) in [first].into_iter().chain(&inserts).chain([&removal, &back]).enumerate() {
+            let number = number as u64;
+            apply(&mut after, state);
+            let overlay = Overlay::new(partial.clone(), layers.clone()).unwrap();
+            let outcome = fold_every_way(&overlay, state);
+            assert_eq!(outcome.computed_state_root, state_root(&after), "step {number}");
+            layers.push(layer(outcome, block(number), block(number + 1)));
+        }
+        let end = Overlay::new(partial.clone(), layers).unwrap();
+        assert_eq!(after, model);
+        for slot in [&[][..], &[1], &[1, 8]] {
+            let key = NodeKey::new(TrieId::Accounts, Nibbles::from_nibbles(slot));
+            assert_eq!(end.node(&key).unwrap(), partial.node(&key).unwrap(), "{key:?}");
+        }
+    }
+
+    // A change below the branch cannot have been resolved here, but if it comes, the gap is named.
+    let old = foldgate_core::AccountInfo { nonce: 1, ..Default::default() }.with_storage_root(EMPTY_ROOT_HASH);
+    let change = AccountLeafChange { hashed_address: below[0], old: Some(old), new: None, slots: Vec::new() };
+    let changes = LeafChanges { accounts: vec![change], codes: Vec::new() };
+    let error = fold(&partial, changes, &FoldOptions::SERIAL).unwrap_err();
+    let FoldError::Blinded { key, .. } = error else { panic!("{error}") };
+    assert_eq!(key.path, Nibbles::from_nibbles([1, 8, 5, 5, 5]));
+}
+
 #[test]
 fn reads_outside_the_witness_are_errors() {
     let rng = &mut StdRng::seed_from_u64(7);
@@ -301,24 +369,34 @@ fn malformed_nodes_are_named() {
     assert!(matches!(error, WitnessError::MalformedNode { what: MalformedNode::Shape, .. }), "{error}");
 }
 
-/// Mainnet blocks whose source says how each account and slot changed.
-#[test]
-fn mainnet_blocks_reach_the_header_state_root() {
-    let dir = fixtures_or_skip!("state differences of mainnet blocks", "mainnet-witness");
-    let mut blocks = 0;
-    for entry in std::fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_none_or(|extension| extension != "gz") {
-            continue;
-        }
+/// The hashes of the ancestors whose headers the file brings.
+fn headers(file: &WitnessBlock) -> BTreeMap<u64, B256> {
+    let headers = file.decode_headers().unwrap();
+    headers.into_iter().map(|(hash, header)| (header.number, hash)).collect()
+}
+
+/// The real blocks among the fixtures, each with a witness of its parent's state.
+fn real_blocks(dir: &Path) -> Vec<(String, WitnessBlock, Witness)> {
+    let mut paths: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "gz"));
+    paths.sort();
+    let blocks = paths.into_iter().map(|path| {
         let file = read_witness(&path).unwrap();
-        let root = StateAnchor {
-            block: foldgate_core::BlockNumHash::new(file.number - 1, B256::ZERO),
-            state_root: file.parent_state_root,
-        };
-        let witness = Witness::new(root, file.witness.state.clone(), file.witness.codes.clone(), []);
-        let top = NodeKey::new(TrieId::Accounts, Nibbles::new());
-        assert!(witness.node(&top).unwrap().is_some(), "{}", path.display());
+        let hashes = headers(&file);
+        let parent = BlockNumHash::new(file.number - 1, hashes[&(file.number - 1)]);
+        let anchor = StateAnchor { block: parent, state_root: file.parent_state_root };
+        let witness = Witness::new(anchor, file.witness.state.clone(), file.witness.codes.clone(), hashes);
+        (path.display().to_string(), file, witness)
+    });
+    blocks.collect()
+}
+
+/// Real blocks whose source says how each account and slot changed.
+#[test]
+fn state_differences_of_real_blocks_lead_to_the_header_state_root() {
+    let dir = fixtures_or_skip!("state differences of real blocks", "mainnet-witness");
+    let mut blocks = 0;
+    for (name, file, witness) in real_blocks(&dir) {
         let Some(diffs) = file.state_diffs else { continue };
         let mut state = HashedPostState::default();
         for diff in &diffs {
@@ -335,24 +413,43 @@ fn mainnet_blocks_reach_the_header_state_root() {
             state.accounts.insert(hash_address(&diff.address), delta);
         }
         let outcome = fold_every_way(&witness, &state);
-        assert_eq!(outcome.computed_state_root, file.state_root, "{}", path.display());
+        assert_eq!(outcome.computed_state_root, file.state_root, "{name}");
         for diff in &diffs {
-            let hashed_address = hash_address(&diff.address);
-            if let (Some(change), Some(after)) = (outcome.diff.account(&hashed_address), &diff.post_account) {
+            if let (Some(change), Some(after)) =
+                (outcome.diff.account(&hash_address(&diff.address)), &diff.post_account)
+            {
                 assert_eq!(change.new.unwrap().storage_root, after.storage_root, "{}", diff.address);
                 let old = change.old.map(|account| account.balance);
                 assert_eq!(old, diff.pre_account.as_ref().map(|before| before.balance), "{}", diff.address);
             }
         }
-        println!("{}: {} accounts changed", path.display(), outcome.diff.accounts.len());
-        // The block after it on the same witness: the layer's opaque children stay what they are.
-        let parent = witness.anchor().block;
-        let name = foldgate_core::BlockNumHash::new(file.number, file.block_hash);
-        let child = Overlay::new(witness, vec![Arc::clone(&layer(outcome.clone(), parent, name))]).unwrap();
+        println!("{name}: {} accounts changed", outcome.diff.accounts.len());
+        // The same again on the layer changes nothing; its opaque children stay what they are.
+        let block = BlockNumHash::new(file.number, file.block_hash);
+        let layer = layer(outcome, witness.anchor().block, block);
+        let child = Overlay::new(witness, vec![layer]).unwrap();
         let same = fold_every_way(&child, &state);
         assert_eq!(same.computed_state_root, file.state_root);
         assert!(same.diff.accounts.is_empty() && same.updates.nodes.is_empty());
         blocks += 1;
     }
     assert!(blocks >= 2, "{blocks} blocks with differences");
+}
+
+/// Real blocks from the access list of the reference implementation, without executing anything.
+#[test]
+fn access_lists_of_real_blocks_lead_to_the_header_state_root() {
+    let dir = fixtures_or_skip!("access lists of real blocks", "mainnet-witness");
+    let mut blocks = 0;
+    for (name, file, witness) in real_blocks(&dir) {
+        let Some(raw) = file.block_access_list else { continue };
+        let bal = Bal::decode(raw).unwrap();
+        bal.check_hash(file.block_access_list_hash.unwrap()).unwrap();
+        let state = bal.to_post_state(None, &mut KeyHasher::default());
+        let outcome = fold_every_way(&witness, &state);
+        assert_eq!(outcome.computed_state_root, file.state_root, "{name}");
+        println!("{name}: {} accounts, {} slots", outcome.diff.accounts.len(), outcome.diff.slot_count());
+        blocks += 1;
+    }
+    assert!(blocks >= 5, "{blocks} blocks with lists");
 }

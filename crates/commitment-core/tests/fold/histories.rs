@@ -1,6 +1,6 @@
 //! Random histories of whole states: through commits, and through layers that are never committed.
 
-use foldgate_core::{MemoryStore, Overlay, TrieStore};
+use foldgate_core::{FoldOptions, MemoryStore, Overlay, TrieStore, fold, resolve};
 use foldgate_testing::oracle::state_root;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -75,6 +75,28 @@ fn siblings_leave_their_parent_as_it_was() {
             let mut after = model.clone();
             apply(&mut after, state);
             assert_eq!(outcome.computed_state_root, state_root(&after));
+        }
+    }
+}
+
+/// Pools of one, two and eight threads.
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let rng = &mut StdRng::seed_from_u64(200);
+    let mut model = Model::new();
+    let genesis = random_block(rng, &model, SHAPES[0], 300);
+    apply(&mut model, &genesis);
+    let store = MemoryStore::new();
+    store.load(load(&model, block(0))).unwrap();
+    let parent = store.snapshot().unwrap();
+    let state = random_block(rng, &model, SHAPES[0], 200);
+    let changes = resolve(&state, &parent).unwrap();
+    let serial = fold(&parent, changes.clone(), &FoldOptions::SERIAL).unwrap();
+    for threads in [1, 2, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for options in [FoldOptions::FORCED_PARALLEL, FoldOptions::default()] {
+            let parallel = pool.install(|| fold(&parent, changes.clone(), &options)).unwrap();
+            assert_eq!(parallel, serial, "{threads} threads");
         }
     }
 }

@@ -25,6 +25,8 @@ pub mod record;
 pub mod resolve;
 pub mod store;
 pub mod trie;
+pub mod unwind;
+pub mod witness;
 pub mod writes;
 
 pub use account::{Account, AccountInfo};
@@ -42,4 +44,6 @@ pub use store::{
     Retention, Rows, StateReader, TrieReader, TrieStore, UnwindBatch,
 };
 pub use trie::{FoldError, FoldOptions, FoldOutcome, fold};
+pub use unwind::{UnwindError, Unwound, compute_unwind, unwind};
+pub use witness::{Witness, WitnessError};
 pub use writes::{AccountWrites, CodeWrite, StateWrites};

@@ -9,11 +9,11 @@
 //! 2. The topmost node gets no row here: where it is filed depends on what stands beside it.
 
 use alloy_primitives::{B256, Bytes};
-use alloy_trie::{Nibbles, nodes::RlpNode};
+use alloy_trie::Nibbles;
 
 use super::{
     encode::{LeafValue, NodeEncoder, reference},
-    row::{Branch, ChildKind},
+    row::{Body, Branch, ChildKind},
 };
 
 /// A node whose place is not settled yet: only with the parent's depth do its path, encoding and row follow.
@@ -24,7 +24,7 @@ pub(crate) enum Node<V> {
     /// A leaf.
     Leaf(B256, V),
     /// A branch at its own path. What lies between the slot path and that is its extension.
-    Branch(Nibbles, Box<Branch>),
+    Branch(Nibbles, Body),
 }
 
 /// Rows in the making, by slot path.
@@ -42,19 +42,6 @@ pub(crate) fn shared_nibbles(a: &B256, b: &B256) -> usize {
         Some(at) => 2 * at + usize::from((a[at] ^ b[at]) < 0x10),
         None => 64,
     }
-}
-
-/// Encodes a branch for the slot under which it comes to stand: its row goes to `rows`, its reference to the parent.
-pub(crate) fn settle_branch(
-    encoder: &mut NodeEncoder,
-    rows: &mut NewRows,
-    slot: Nibbles,
-    own_path: &Nibbles,
-    branch: &Branch,
-) -> RlpNode {
-    let extension = own_path.slice(slot.len()..);
-    rows.push((slot, branch.encode(&extension)));
-    reference(encoder.branch_behind(&extension, branch))
 }
 
 #[derive(Debug)]
@@ -99,7 +86,7 @@ impl<V: LeafValue> TrieBuilder<V> {
         }
         self.attach(encoder, rows, &key, &value, None);
         match self.open.pop() {
-            Some(top) => Node::Branch(Nibbles::unpack(key).slice(..top.depth), Box::new(top.branch)),
+            Some(top) => Node::Branch(Nibbles::unpack(key).slice(..top.depth), Body::Known(Box::new(top.branch))),
             None => Node::Leaf(key, value),
         }
     }
@@ -120,7 +107,9 @@ impl<V: LeafValue> TrieBuilder<V> {
                 return;
             }
             let slot = path.slice(..=parent_depth(&self.open));
-            child = settle_branch(encoder, rows, slot, &path.slice(..top.depth), &top.branch);
+            let extension = path.slice(slot.len()..top.depth);
+            rows.push((slot, top.branch.encode(&extension)));
+            child = reference(encoder.branch_behind(&extension, &top.branch));
             kind = ChildKind::Branch;
         }
         let mut branch = Branch::default();

@@ -8,7 +8,7 @@ use alloy_primitives::{B256, Bytes, U256, keccak256};
 use alloy_rlp::{EMPTY_STRING_CODE, Encodable, Header};
 use alloy_trie::{Nibbles, nodes::RlpNode};
 
-use super::row::Branch;
+use super::row::{Body, Branch};
 use crate::account::Account;
 
 /// What a leaf holds.
@@ -102,6 +102,26 @@ impl NodeEncoder {
         }
         let reference = reference(self.branch(branch));
         self.extension(extension, &reference)
+    }
+
+    /// How the parent refers to a branch behind its extension, as far as that is known.
+    pub(crate) fn reference_behind(&mut self, extension: &Nibbles, body: &Body) -> RlpNode {
+        match body {
+            Body::Known(branch) => reference(self.branch_behind(extension, branch)),
+            Body::Blinded(branch) if extension.is_empty() => branch.clone(),
+            Body::Blinded(branch) => reference(self.extension(extension, branch)),
+        }
+    }
+
+    /// The root of a trie whose topmost node is this.
+    pub(crate) fn root_behind(&mut self, extension: &Nibbles, body: &Body) -> B256 {
+        match body {
+            Body::Known(branch) => root_hash(self.branch_behind(extension, branch)),
+            Body::Blinded(branch) => match branch.as_hash().filter(|_| extension.is_empty()) {
+                Some(hash) => hash,
+                None => root_hash(self.extension(extension, branch)),
+            },
+        }
     }
 }
 

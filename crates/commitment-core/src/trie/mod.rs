@@ -124,6 +124,15 @@ pub enum FoldError<E> {
         /// How.
         what: Corruption,
     },
+    /// A change leads below a branch of which the reader, a partial trie, knows the hash alone. Changes that were
+    /// resolved against the same reader lead to none.
+    #[error("the fold leads below the branch {hash} at {key:?}, which is not known")]
+    Blinded {
+        /// The trie, and the branch's own path.
+        key: Box<NodeKey>,
+        /// The branch's hash.
+        hash: B256,
+    },
     /// The changes are not strictly sorted by key.
     #[error("the {table} changes are not strictly sorted at position {position}")]
     Unsorted {

@@ -12,9 +12,13 @@
 //!
 //! A full branch without an extension takes 533 bytes.
 //!
+//! Of a partial trie ([`crate::witness`]) an extension may be known whose branch is not. Such a *blinded* branch has a
+//! row of its own form: the number of extension nibbles with 0x40 added, the nibbles, and the branch's reference, which
+//! is a hash.
+//!
 //! Invariants:
-//! 1. A row has one encoding: [`Branch::decode`] accepts what [`Branch::encode`] writes and nothing else.
-//! 2. An opaque child stands only in rows that a partial trie serves ([`crate::witness`]): stores never hold one,
+//! 1. A row has one encoding: [`Body::decode`] accepts what [`Body::encode`] writes and nothing else.
+//! 2. Opaque children and blinded branches stand only in rows that a partial trie serves: stores never hold one,
 //!    because a fold over a whole trie never meets one.
 
 use alloy_primitives::Bytes;
@@ -24,6 +28,7 @@ use alloy_trie::{Nibbles, nodes::RlpNode};
 pub(crate) const MAX_EXTENSION: usize = 63;
 
 const OPAQUE: u8 = 0x80;
+const BLINDED: u8 = 0x40;
 /// The first byte of a reference that is a hash.
 const HASH_HEADER: u8 = 0xa0;
 /// The first byte of a reference that is a node of `byte - 0xc0` bytes of payload.
@@ -57,6 +62,9 @@ pub enum MalformedRow {
     /// The extension is too long for the row's place, or its padding is not zero.
     #[error("the row's extension is malformed")]
     Extension,
+    /// A blinded branch's row holds something else than a hash.
+    #[error("the row of a blinded branch is malformed")]
+    Blinded,
     /// The masks contradict each other, or name fewer than two children.
     #[error("the row's masks are malformed")]
     Masks,
@@ -124,7 +132,7 @@ impl Branch {
         &self.references
     }
 
-    /// Encodes the row of this branch behind `extension`, which has at most [`MAX_EXTENSION`] nibbles.
+    /// The row of this branch behind `extension`, which has at most [`MAX_EXTENSION`] nibbles.
     pub(crate) fn encode(&self, extension: &Nibbles) -> Bytes {
         debug_assert!(extension.len() <= MAX_EXTENSION && self.len() >= 2);
         let packed = extension.pack();
@@ -144,14 +152,9 @@ impl Branch {
         out.into()
     }
 
-    /// Decodes the row filed under a slot path of `depth` nibbles.
-    pub(crate) fn decode(row: &[u8], depth: usize) -> Result<(Nibbles, Self), MalformedRow> {
-        let mut row = Cursor(row);
-        let [head] = row.array()?;
-        let extension = decode_extension(&mut row, usize::from(head & !OPAQUE), depth)?;
+    fn decode(row: &mut Cursor<'_>, has_opaque: bool) -> Result<Self, MalformedRow> {
         let state_mask = u16::from_be_bytes(row.array()?);
         let branch_mask = u16::from_be_bytes(row.array()?);
-        let has_opaque = head & OPAQUE != 0;
         let opaque_mask = if has_opaque { u16::from_be_bytes(row.array()?) } else { 0 };
         let masks_fit = state_mask.count_ones() >= 2
             && branch_mask & !state_mask == 0
@@ -162,9 +165,44 @@ impl Branch {
         }
         let mut branch = Self { state_mask, branch_mask, opaque_mask, ..Self::default() };
         for nibble in (0..16u8).filter(|nibble| state_mask & (1 << nibble) != 0) {
-            branch.references[usize::from(nibble)] = decode_reference(&mut row, nibble)?;
+            branch.references[usize::from(nibble)] = decode_reference(row, nibble)?;
         }
-        if row.0.is_empty() { Ok((extension, branch)) } else { Err(MalformedRow::TrailingBytes) }
+        Ok(branch)
+    }
+}
+
+/// What is known of a branch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Body {
+    /// Its children.
+    Known(Box<Branch>),
+    /// Its reference alone, which is a hash.
+    Blinded(RlpNode),
+}
+
+impl Body {
+    /// The row of this branch behind `extension`, which has at most [`MAX_EXTENSION`] nibbles.
+    pub(crate) fn encode(&self, extension: &Nibbles) -> Bytes {
+        match self {
+            Self::Known(branch) => branch.encode(extension),
+            Self::Blinded(reference) => {
+                let head = [extension.len() as u8 | BLINDED];
+                [&head[..], &extension.pack(), reference].concat().into()
+            }
+        }
+    }
+
+    /// Decodes the row filed under a slot path of `depth` nibbles: the extension and the branch behind it.
+    pub(crate) fn decode(row: &[u8], depth: usize) -> Result<(Nibbles, Self), MalformedRow> {
+        let mut row = Cursor(row);
+        let [head] = row.array()?;
+        let extension = decode_extension(&mut row, usize::from(head & !(OPAQUE | BLINDED)), depth)?;
+        let body = match (head & BLINDED != 0, head & OPAQUE != 0) {
+            (false, has_opaque) => Self::Known(Box::new(Branch::decode(&mut row, has_opaque)?)),
+            (true, false) if row.0.first() == Some(&HASH_HEADER) => Self::Blinded(decode_reference(&mut row, 0)?),
+            (true, _) => return Err(MalformedRow::Blinded),
+        };
+        if row.0.is_empty() { Ok((extension, body)) } else { Err(MalformedRow::TrailingBytes) }
     }
 }
 
@@ -222,7 +260,7 @@ mod tests {
         RlpNode::word_rlp(&B256::repeat_byte(byte))
     }
 
-    fn samples() -> Vec<(Nibbles, Branch)> {
+    fn samples() -> Vec<(Nibbles, Body)> {
         let mut two = Branch::default();
         two.set(0, ChildKind::Leaf, hash(1));
         two.set(15, ChildKind::Branch, hash(2));
@@ -232,11 +270,13 @@ mod tests {
         inlined.set(7, ChildKind::Leaf, RlpNode::from_raw(&[0xc2, 0x20, 0x01]).unwrap());
         let mut full = Branch::default();
         (0..16).for_each(|nibble| full.set(nibble, ChildKind::Branch, hash(nibble)));
+        let known = |branch| Body::Known(Box::new(branch));
         vec![
-            (Nibbles::new(), two),
-            (Nibbles::from_nibbles([1, 2, 3]), opaque),
-            (Nibbles::from_nibbles([15; 60]), inlined),
-            (Nibbles::from_nibbles([0, 0]), full),
+            (Nibbles::new(), known(two)),
+            (Nibbles::from_nibbles([1, 2, 3]), known(opaque)),
+            (Nibbles::from_nibbles([15; 60]), known(inlined)),
+            (Nibbles::from_nibbles([1, 2, 3]), Body::Blinded(hash(9))),
+            (Nibbles::from_nibbles([0, 0]), known(full)),
         ]
     }
 
@@ -244,12 +284,12 @@ mod tests {
     fn rows_round_trip_and_every_cut_is_refused() {
         for (extension, branch) in samples() {
             let row = branch.encode(&extension);
-            assert_eq!(Branch::decode(&row, 3), Ok((extension, branch)));
+            assert_eq!(Body::decode(&row, 3), Ok((extension, branch)));
             for cut in 0..row.len() {
-                assert!(Branch::decode(&row[..cut], 3).is_err(), "cut at {cut}");
+                assert!(Body::decode(&row[..cut], 3).is_err(), "cut at {cut}");
             }
             let longer = [&row[..], &[0]].concat();
-            assert_eq!(Branch::decode(&longer, 3), Err(MalformedRow::TrailingBytes));
+            assert_eq!(Body::decode(&longer, 3), Err(MalformedRow::TrailingBytes));
         }
     }
 
@@ -267,7 +307,7 @@ mod tests {
                 for flip in 1..=255u8 {
                     let mut changed = row.to_vec();
                     changed[at] ^= flip;
-                    if let Ok((extension, branch)) = Branch::decode(&changed, 3) {
+                    if let Ok((extension, branch)) = Body::decode(&changed, 3) {
                         assert_eq!(branch.encode(&extension), changed, "two encodings of one row");
                     }
                 }
@@ -279,7 +319,7 @@ mod tests {
     fn extensions_that_reach_below_the_last_branch_are_refused() {
         let (_, branch) = samples().swap_remove(0);
         let row = branch.encode(&Nibbles::from_nibbles([1; 10]));
-        assert!(Branch::decode(&row, 53).is_ok());
-        assert_eq!(Branch::decode(&row, 54), Err(MalformedRow::Extension));
+        assert!(Body::decode(&row, 53).is_ok());
+        assert_eq!(Body::decode(&row, 54), Err(MalformedRow::Extension));
     }
 }

@@ -10,7 +10,7 @@
 //! * a branch stands there: its row is read once, the changes are shared out to its children by their next nibble. If
 //!   some of them leave its extension midway, a new branch stands at that point, with the old one as a child.
 //!
-//! What comes back is a [`Node`] that is not yet encoded, because its place may still move: a branch that is left with
+//! What comes back is a node that is not yet encoded, because its place may still move: a branch that is left with
 //! a single child gives that child to its own parent instead, so a leaf may rise and a branch's extension may grow. A
 //! branch with two or more children stays, and settles its changed children: now their depth is known, they are
 //! encoded, hashed and filed. Untouched children are never looked at, except for a sole one that has to rise.
@@ -38,9 +38,9 @@ use rayon::prelude::*;
 
 use super::{
     Corruption, FoldError, FoldOptions,
-    build::{NewRows, Node, TrieBuilder, nibble_at, settle_branch},
+    build::{NewRows, Node, TrieBuilder, nibble_at},
     encode::{LeafValue, NodeEncoder, reference, root_hash},
-    row::{Branch, ChildKind},
+    row::{Body, Branch, ChildKind},
 };
 use crate::node::{NodeKey, TrieId, first_key_below, key_is_below};
 
@@ -133,7 +133,7 @@ enum Start {
     /// What the branch above says of its child.
     Child(ChildKind),
     /// A branch in hand, whose extension a new branch above it cuts short.
-    Displaced(Nibbles, Box<Branch>),
+    Displaced(Nibbles, Body),
 }
 
 type Changes<'a, S> = &'a [LeafChange<<S as TrieSource>::Value>];
@@ -165,11 +165,11 @@ impl<'a, S: TrieSource> Folder<'a, S> {
             ChildKind::Empty => self.fill(slot, changes),
             ChildKind::Leaf => self.beside_leaf(slot, changes),
             ChildKind::Branch => match self.read_branch(slot)? {
-                Some((own_path, branch)) => self.branch(slot, own_path, branch, changes),
+                Some((own_path, body)) => self.branch(slot, own_path, body, changes),
                 None => self.corrupt(slot, Corruption::MissingRow),
             },
             ChildKind::Opaque => match self.read_branch(slot)? {
-                Some((own_path, branch)) => self.branch(slot, own_path, branch, changes),
+                Some((own_path, body)) => self.branch(slot, own_path, body, changes),
                 None => self.beside_leaf(slot, changes),
             },
         }
@@ -221,15 +221,20 @@ impl<'a, S: TrieSource> Folder<'a, S> {
         &mut self,
         slot: &Nibbles,
         own_path: Nibbles,
-        branch: Box<Branch>,
+        body: Body,
         changes: Changes<'_, S>,
     ) -> FoldResult<Node<S::Value>, S> {
         let fork = fork_depth(&own_path, slot.len(), changes);
-        if fork == own_path.len() {
-            return self.children(own_path, branch, None, changes);
+        if fork < own_path.len() {
+            return self.children(own_path.slice(..fork), Box::default(), Some((own_path, body)), changes);
         }
-        let displaced = (own_path, branch);
-        self.children(own_path.slice(..fork), Box::default(), Some(displaced), changes)
+        match body {
+            Body::Known(branch) => self.children(own_path, branch, None, changes),
+            Body::Blinded(reference) => Err(FoldError::Blinded {
+                key: Box::new(NodeKey::new(self.source.trie(), own_path)),
+                hash: reference.as_hash().unwrap_or_default(),
+            }),
+        }
     }
 
     /// Shares changes out to the children of the branch at `own_path`, and puts together what comes back.
@@ -237,7 +242,7 @@ impl<'a, S: TrieSource> Folder<'a, S> {
         &mut self,
         own_path: Nibbles,
         branch: Box<Branch>,
-        mut displaced: Option<(Nibbles, Box<Branch>)>,
+        mut displaced: Option<(Nibbles, Body)>,
         changes: Changes<'_, S>,
     ) -> FoldResult<Node<S::Value>, S> {
         let depth = own_path.len();
@@ -245,7 +250,7 @@ impl<'a, S: TrieSource> Folder<'a, S> {
         for group in changes.chunk_by(|a, b| nibble_at(&a.key, depth) == nibble_at(&b.key, depth)) {
             let nibble = nibble_at(&group[0].key, depth);
             let start = match displaced.take_if(|(path, _)| path.get_unchecked(depth) == nibble) {
-                Some((path, branch)) => Start::Displaced(path, branch),
+                Some((path, body)) => Start::Displaced(path, body),
                 None => Start::Child(branch.kind(nibble)),
             };
             jobs.push((nibble, start, group));
@@ -257,8 +262,8 @@ impl<'a, S: TrieSource> Folder<'a, S> {
             let run = |(nibble, start, group)| Ok((nibble, self.run(&own_path, nibble, start, group)?));
             jobs.into_iter().map(run).collect::<FoldResult<ChangedChildren<S>, S>>()?
         };
-        if let Some((path, branch)) = displaced {
-            changed.push((path.get_unchecked(depth), Node::Branch(path, branch)));
+        if let Some((path, body)) = displaced {
+            changed.push((path.get_unchecked(depth), Node::Branch(path, body)));
         }
         self.assemble(own_path, branch, changed)
     }
@@ -273,7 +278,7 @@ impl<'a, S: TrieSource> Folder<'a, S> {
         let slot = child_slot(own_path, nibble);
         match start {
             Start::Child(kind) => self.slot(&slot, kind, changes),
-            Start::Displaced(path, branch) => self.branch(&slot, path, branch, changes),
+            Start::Displaced(path, body) => self.branch(&slot, path, body, changes),
         }
     }
 
@@ -323,7 +328,7 @@ impl<'a, S: TrieSource> Folder<'a, S> {
                     let (kind, reference) = self.settle(child_slot(&own_path, nibble), node);
                     branch.set(nibble, kind, reference);
                 }
-                Ok(Node::Branch(own_path, branch))
+                Ok(Node::Branch(own_path, Body::Known(branch)))
             }
         }
     }
@@ -331,8 +336,8 @@ impl<'a, S: TrieSource> Folder<'a, S> {
     /// Reads a child that was not touched, but is the last one of its parent and takes its place.
     fn rise(&mut self, slot: &Nibbles, kind: ChildKind) -> FoldResult<Node<S::Value>, S> {
         if kind != ChildKind::Leaf {
-            if let Some((own_path, branch)) = self.read_branch(slot)? {
-                return Ok(Node::Branch(own_path, branch));
+            if let Some((own_path, body)) = self.read_branch(slot)? {
+                return Ok(Node::Branch(own_path, body));
             }
             if kind == ChildKind::Branch {
                 return self.corrupt(slot, Corruption::MissingRow);
@@ -347,9 +352,10 @@ impl<'a, S: TrieSource> Folder<'a, S> {
         match node {
             Node::Empty => (ChildKind::Empty, RlpNode::default()),
             Node::Leaf(key, value) => (ChildKind::Leaf, reference(self.encoder.leaf(&key, slot.len(), &value))),
-            Node::Branch(own_path, branch) => {
-                let reference = settle_branch(&mut self.encoder, &mut self.new_rows, slot, &own_path, &branch);
-                (ChildKind::Branch, reference)
+            Node::Branch(own_path, body) => {
+                let extension = own_path.slice(slot.len()..);
+                self.new_rows.push((slot, body.encode(&extension)));
+                (ChildKind::Branch, self.encoder.reference_behind(&extension, &body))
             }
         }
     }
@@ -360,22 +366,22 @@ impl<'a, S: TrieSource> Folder<'a, S> {
     }
 
     /// The branch filed under `slot`, with its own path.
-    fn read_branch(&mut self, slot: &Nibbles) -> FoldResult<Option<(Nibbles, Box<Branch>)>, S> {
+    fn read_branch(&mut self, slot: &Nibbles) -> FoldResult<Option<(Nibbles, Body)>, S> {
         let Some(row) = self.source.row(slot).map_err(FoldError::Read)? else { return Ok(None) };
-        let (extension, branch) = match Branch::decode(&row, slot.len()) {
+        let (extension, body) = match Body::decode(&row, slot.len()) {
             Ok(decoded) => decoded,
             Err(malformed) => return self.corrupt(slot, Corruption::MalformedRow(malformed)),
         };
         if slot.is_empty()
             && let Some(expected) = self.root_to_check
         {
-            let got = root_hash(self.encoder.branch_behind(&extension, &branch));
+            let got = self.encoder.root_behind(&extension, &body);
             if got != expected {
                 return self.corrupt(slot, Corruption::RootMismatch { got, expected });
             }
         }
         self.old_rows.push((*slot, row));
-        Ok(Some((slot.join(&extension), Box::new(branch))))
+        Ok(Some((slot.join(&extension), body)))
     }
 
     /// The one leaf below `slot`.
@@ -412,9 +418,9 @@ pub(crate) fn settle_root<V: LeafValue>(encoder: &mut NodeEncoder, rows: &mut Ne
     match top {
         Node::Empty => EMPTY_ROOT_HASH,
         Node::Leaf(key, value) => root_hash(encoder.leaf(&key, 0, &value)),
-        Node::Branch(own_path, branch) => {
-            rows.push((Nibbles::new(), branch.encode(&own_path)));
-            root_hash(encoder.branch_behind(&own_path, &branch))
+        Node::Branch(own_path, body) => {
+            rows.push((Nibbles::new(), body.encode(&own_path)));
+            encoder.root_behind(&own_path, &body)
         }
     }
 }

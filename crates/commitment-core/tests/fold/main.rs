@@ -1,0 +1,11 @@
+//! The fold, the load, the unwinding and the witness, each held to an oracle that builds every trie anew from its leaves.
+
+mod bulk;
+mod corrupt;
+mod histories;
+mod keys;
+mod model;
+mod single;
+mod unwind;
+mod vectors;
+mod witness;

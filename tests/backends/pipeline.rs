@@ -2,8 +2,6 @@
 //!
 //! A test that passes without folding ahead is a defect: the counters are asserted.
 
-mod support;
-
 use std::{
     sync::{Arc, atomic::Ordering},
     thread,
@@ -12,7 +10,7 @@ use std::{
 
 use alloy_primitives::{B256, Bytes, U256, keccak256};
 use foldgate::{
-    BlockRequest, BlockResult, Pipeline, PipelineConfig, StateReader, TrieReader, TrieStore, Verdict,
+    BlockRequest, BlockResult, Pipeline, PipelineConfig, StateReader, TrieStore, Verdict,
     core::{BlockAccessIndex, StateWrites, keys},
     pipeline::{
         BeginError, Begun, BlockError, Canonical, CanonicalError, ConfirmedBy, Failure, Halt, InvalidReason, Mode,
@@ -23,28 +21,11 @@ use foldgate_testing::{
     conformance::StoreFactory,
     sim::{Sim, SimBlock, SimSize},
 };
-use support::{bal_driven, execute, faulty::FaultyStore, honest, load, record, request, start, valid};
 
-/// Stamps the suite for one backend.
-macro_rules! stamp {
-    ($backend:ident, $factory:ty, [$($test:ident),* $(,)?]) => {
-        mod $backend {
-            $(
-                #[test]
-                fn $test() {
-                    super::$test(&<$factory>::default());
-                }
-            )*
-        }
-    };
-}
-
-macro_rules! stamp_all {
-    ($tests:tt) => {
-        stamp!(memory, crate::support::InMemory, $tests);
-        stamp!(redb, crate::support::OnRedb, $tests);
-    };
-}
+use crate::{
+    faulty::FaultyStore,
+    support::{assert_state, bal_driven, execute, honest, load, record, request, start, valid},
+};
 
 stamp_all!([
     a_chain_is_folded_ahead,
@@ -64,24 +45,6 @@ fn chain(seed: u64, length: usize, size: SimSize) -> Vec<SimBlock> {
         blocks.push(next);
     }
     blocks
-}
-
-/// The stored state, leaf by leaf, is the oracle's.
-fn assert_state<S: TrieStore>(store: &S, block: &SimBlock) {
-    let snapshot = store.snapshot().unwrap();
-    assert_eq!(snapshot.anchor(), block.anchor());
-    let expected = block.state.hashed();
-    let accounts = snapshot.accounts_from(&B256::ZERO, expected.len() + 1).unwrap();
-    assert_eq!(accounts.len(), expected.len());
-    for ((hashed_address, account), (expected_address, expected)) in accounts.iter().zip(&expected) {
-        assert_eq!(hashed_address, expected_address);
-        assert_eq!(
-            (account.nonce, account.balance, account.code_hash),
-            (expected.nonce, expected.balance, expected.code_hash)
-        );
-        let slots = snapshot.slots_from(hashed_address, &B256::ZERO, expected.storage.len() + 1).unwrap();
-        assert!(slots.into_iter().eq(expected.storage.iter().map(|(slot, value)| (*slot, *value))));
-    }
 }
 
 fn a_chain_is_folded_ahead<F: StoreFactory>(factory: &F) {
@@ -587,20 +550,11 @@ fn an_invalid_block_takes_its_descendants_with_it_and_no_other() {
     let name = parent.facts.block;
     assert!(matches!(reader.join().unwrap(), Err(ReadError::Halted(Halt::AncestorInvalid(block))) if block == name));
     assert_eq!(halted(waiting.stop().wait()), Halt::AncestorInvalid(name));
-    assert_eq!(halted(execute_if_possible(last, &grandchild)), Halt::AncestorInvalid(name));
+    assert_eq!(halted(execute(last, &grandchild).wait()), Halt::AncestorInvalid(name));
     valid(execute(beside, &sibling).wait());
     // The verdict is remembered; what stands on the block is refused.
     assert!(matches!(pipeline.begin(request(&parent)), Ok(Begun::Known(Verdict::Invalid(_)))));
     assert!(matches!(pipeline.begin(request(&child)), Err(BeginError::ParentInvalid(block)) if block == name));
-}
-
-fn execute_if_possible<R: TrieReader>(mut handle: foldgate::pipeline::BlockHandle<R>, block: &SimBlock) -> Outcome {
-    for (index, writes) in &block.writes {
-        if handle.record(*index, writes).is_err() {
-            break;
-        }
-    }
-    handle.finish(honest(block)).wait()
 }
 
 #[test]

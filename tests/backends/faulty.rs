@@ -13,7 +13,7 @@ use foldgate::core::{
 
 /// What the store fails with.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub(crate) enum Fault {
     #[error("the disk is gone")]
     Injected,
     #[error(transparent)]
@@ -31,9 +31,9 @@ impl BackendError for Fault {
 
 /// The switches.
 #[derive(Debug, Default)]
-pub struct Switches {
-    pub reads_fail: AtomicBool,
-    pub commits_fail: AtomicBool,
+pub(crate) struct Switches {
+    pub(crate) reads_fail: AtomicBool,
+    pub(crate) commits_fail: AtomicBool,
 }
 
 fn check(switch: &AtomicBool) -> Result<(), Fault> {
@@ -42,20 +42,20 @@ fn check(switch: &AtomicBool) -> Result<(), Fault> {
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub struct FaultyStore {
+pub(crate) struct FaultyStore {
     inner: MemoryStore,
-    pub switches: Arc<Switches>,
+    pub(crate) switches: Arc<Switches>,
 }
 
 impl FaultyStore {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { inner: MemoryStore::new(), switches: Arc::default() }
     }
 }
 
 /// A snapshot whose reads may fail.
 #[derive(Debug, Clone)]
-pub struct FaultySnapshot {
+pub(crate) struct FaultySnapshot {
     inner: <MemoryStore as TrieStore>::Snapshot,
     switches: Arc<Switches>,
 }

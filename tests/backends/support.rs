@@ -1,0 +1,156 @@
+//! What the suites share: stores of each kind, and an executor of simulated blocks.
+
+use std::{sync::Arc, time::Duration};
+
+use alloy_primitives::B256;
+use foldgate::{
+    BlockRequest, BlockResult, Pipeline, PipelineConfig, TrieReader, TrieStore, Verdict,
+    core::{BlockAccessIndex, trie::bulk::StateLoad},
+    pipeline::{Begun, BlockHandle, Outcome, RebuiltBal, RecordError, ValidBlock, VerdictTicket},
+};
+use foldgate_storage_mdbx::MdbxStore;
+use foldgate_storage_redb::RedbStore;
+use foldgate_testing::{
+    conformance::{DurableFactory, StoreFactory},
+    sim::{SimBlock, load_items},
+};
+use tempfile::TempDir;
+
+/// Stores in memory.
+#[derive(Default)]
+pub(crate) struct InMemory;
+
+impl StoreFactory for InMemory {
+    type Store = foldgate::MemoryStore;
+
+    fn fresh(&self) -> Self::Store {
+        foldgate::MemoryStore::new()
+    }
+}
+
+/// One redb store in a temporary folder.
+pub(crate) struct OnRedb(TempDir);
+
+impl Default for OnRedb {
+    fn default() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+}
+
+impl StoreFactory for OnRedb {
+    type Store = RedbStore;
+
+    fn fresh(&self) -> RedbStore {
+        RedbStore::open(self.0.path(), foldgate_storage_redb::Options::default().with_cache_bytes(32 << 20)).unwrap()
+    }
+}
+
+impl DurableFactory for OnRedb {
+    fn reopen(&self, store: RedbStore) -> RedbStore {
+        drop(store);
+        self.fresh()
+    }
+}
+
+/// One MDBX store in a temporary folder.
+pub(crate) struct OnMdbx(TempDir);
+
+impl Default for OnMdbx {
+    fn default() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+}
+
+impl StoreFactory for OnMdbx {
+    type Store = MdbxStore;
+
+    fn fresh(&self) -> MdbxStore {
+        MdbxStore::open(self.0.path(), foldgate_storage_mdbx::Options::default()).unwrap()
+    }
+}
+
+impl DurableFactory for OnMdbx {
+    fn reopen(&self, store: MdbxStore) -> MdbxStore {
+        drop(store);
+        self.fresh()
+    }
+}
+
+/// Loads a simulated genesis.
+pub(crate) fn load<S: TrieStore>(store: S, genesis: &SimBlock) -> Arc<S> {
+    let items = load_items(&genesis.state).into_iter().map(Ok::<_, std::convert::Infallible>);
+    let source = StateLoad::new(items, genesis.facts.block).expecting(genesis.state_root);
+    store.load(source).unwrap();
+    Arc::new(store)
+}
+
+/// Opens a pipeline in the BAL-driven mode.
+pub(crate) fn bal_driven<S: TrieStore>(store: &Arc<S>) -> Pipeline<S> {
+    Pipeline::open(Arc::clone(store), PipelineConfig::default().with_bal_driven(true)).unwrap()
+}
+
+/// The request of a block, with its list.
+pub(crate) fn request(block: &SimBlock) -> BlockRequest {
+    BlockRequest::new(block.facts).with_bal(block.raw.clone())
+}
+
+/// Begins a block that must not be known yet.
+pub(crate) fn start<S: TrieStore>(pipeline: &Pipeline<S>, request: BlockRequest) -> BlockHandle<S::Snapshot> {
+    assert!(pipeline.wait_for_room(Duration::from_secs(60)), "no room within a minute");
+    match pipeline.begin(request).unwrap() {
+        Begun::Started(handle) => handle,
+        Begun::Known(verdict) => panic!("known already: {verdict:?}"),
+    }
+}
+
+/// What an honest executor says at the end.
+pub(crate) fn honest(block: &SimBlock) -> BlockResult {
+    let rebuilt_bal = Some(RebuiltBal { hash: block.bal_hash, list: Some(block.list.clone()) });
+    BlockResult { rebuilt_bal, expected_state_root: None }
+}
+
+/// Records the block's writes.
+pub(crate) fn record<R: TrieReader>(handle: &mut BlockHandle<R>, block: &SimBlock) {
+    handle.record(BlockAccessIndex::PRE_EXECUTION, &Default::default()).unwrap();
+    for (index, writes) in &block.writes {
+        handle.record(*index, writes).unwrap();
+    }
+}
+
+/// Executes a block honestly; stops where the block was stopped.
+pub(crate) fn execute<R: TrieReader>(mut handle: BlockHandle<R>, block: &SimBlock) -> VerdictTicket {
+    let recorded = handle.record(BlockAccessIndex::PRE_EXECUTION, &Default::default());
+    let recorded =
+        recorded.and_then(|()| block.writes.iter().try_for_each(|(index, writes)| handle.record(*index, writes)));
+    match recorded {
+        Ok(()) => handle.finish(honest(block)),
+        Err(RecordError::Halted(_)) => handle.stop(),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The stored state, leaf by leaf, is the oracle's.
+pub(crate) fn assert_state<S: TrieStore>(store: &S, block: &SimBlock) {
+    let snapshot = store.snapshot().unwrap();
+    assert_eq!(snapshot.anchor(), block.anchor());
+    let expected = block.state.hashed();
+    let accounts = snapshot.accounts_from(&B256::ZERO, expected.len() + 1).unwrap();
+    assert_eq!(accounts.len(), expected.len());
+    for ((hashed_address, account), (expected_address, expected)) in accounts.iter().zip(&expected) {
+        assert_eq!(hashed_address, expected_address);
+        assert_eq!(
+            (account.nonce, account.balance, account.code_hash),
+            (expected.nonce, expected.balance, expected.code_hash)
+        );
+        let slots = snapshot.slots_from(hashed_address, &B256::ZERO, expected.storage.len() + 1).unwrap();
+        assert!(slots.into_iter().eq(expected.storage.iter().map(|(slot, value)| (*slot, *value))));
+    }
+}
+
+/// The valid block of an outcome, which must be one.
+pub(crate) fn valid(outcome: Outcome) -> Arc<ValidBlock> {
+    match outcome {
+        Ok(Verdict::Valid(valid)) => valid,
+        other => panic!("not valid: {other:?}"),
+    }
+}

@@ -188,9 +188,11 @@ impl BalStore for Faulty {
     }
 }
 
+type Property = fn(&Fault);
+
 #[test]
 fn each_planted_fault_is_found_by_its_property() {
-    let plants: [(Fault, fn(&Fault)); 13] = [
+    let plants: [(Fault, Property); 13] = [
         (Fault::SlotScanRunsOn, reading::slot_scans_stay_within_their_account),
         (Fault::ScanSkipsStart, reading::scans_are_ordered_limited_and_start_anywhere),
         (Fault::ScanIgnoresLimit, reading::scans_are_ordered_limited_and_start_anywhere),

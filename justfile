@@ -1,0 +1,26 @@
+# Short names for the scripts that CI runs too. `just --list` shows them.
+
+# Everything that has to pass before a change lands.
+check:
+    .ci/run
+
+# All tests of all crates with all backends.
+test *arguments:
+    scripts/test {{arguments}}
+
+# The suites that every backend has to pass.
+suite:
+    cargo test --test backends
+    cargo test -p foldgate-storage-redb -p foldgate-storage-mdbx
+
+# The demonstration.
+demo *arguments:
+    scripts/demo {{arguments}}
+
+# The tool with both backends.
+foldgate *arguments:
+    cargo run --release --package foldgate-cli --features mdbx -- {{arguments}}
+
+# Benchmarks of the hash kernels.
+bench:
+    cargo bench -p foldgate-keccak

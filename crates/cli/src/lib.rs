@@ -1,1 +1,32 @@
-//! The command-line tool of foldgate.
+//! The command-line tool `foldgate` as a library: each command is a function from arguments to a report.
+//!
+//! | module | command |
+//! |---|---|
+//! | [`fixtures`] | `foldgate fixtures`: blockchain tests |
+//!
+//! Invariants:
+//! 1. Bad input is a typed error that names the file, the block and the field, and leaves the store as it was.
+//! 2. Under `--json` the standard output holds one line; what there is to say to people goes to the standard error.
+
+pub mod args;
+pub mod backend;
+pub mod derive;
+mod error;
+pub mod fixtures;
+mod progress;
+pub mod state;
+
+use std::io::Write;
+
+pub use args::{Cli, Command};
+pub use error::CliError;
+
+/// Runs a command: its report goes to `out`, failures beside it to `notes`. Says whether all is well.
+///
+/// # Errors
+/// [`CliError`] if the command could not be carried out.
+pub fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<bool, CliError> {
+    match cli.command {
+        Command::Fixtures(args) => fixtures::command(&args, out, notes),
+    }
+}

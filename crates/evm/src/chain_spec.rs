@@ -147,6 +147,13 @@ impl ChainSpec {
         Ok(self)
     }
 
+    /// The same rules under another chain id (EIP-155).
+    #[must_use]
+    pub const fn with_chain_id(mut self, chain_id: u64) -> Self {
+        self.chain_id = chain_id;
+        self
+    }
+
     /// The chain's id (EIP-155).
     pub const fn chain_id(&self) -> u64 {
         self.chain_id

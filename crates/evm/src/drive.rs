@@ -34,6 +34,9 @@ pub struct Driven {
 }
 
 /// The request of a block as its header tells: facts, and whether it is older than Cancun. Add its list, if it has one.
+///
+/// Verdicts are remembered by the block's hash: make sure beforehand that the body is the header's
+/// ([`crate::validate_body_roots`]).
 pub fn request(spec: &ChainSpec, block: &Block) -> BlockRequest {
     BlockRequest::new(block.facts()).before_cancun(!spec.is_cancun_active_at_timestamp(block.header.timestamp))
 }

@@ -44,4 +44,4 @@ pub use execute::{Counters, ExecutedBlock, ExecutionError, execute_block, proces
 pub use genesis::{GenesisEntry, GenesisError, genesis_entries, genesis_header};
 pub use invalid::BlockInvalid;
 pub use senders::{SenderError, recover_senders};
-pub use validate::{validate_block, validate_execution};
+pub use validate::{validate_block, validate_body_roots, validate_execution};

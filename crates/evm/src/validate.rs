@@ -48,6 +48,27 @@ pub fn validate_block(spec: &ChainSpec, parent: &Sealed<Header>, block: &Block) 
     validate_body(spec, block)
 }
 
+/// Checks that the body is the one that the header commits to: transactions, ommers and withdrawals by their roots.
+///
+/// To be asked before a block is begun. A block is named by its header's hash, so a body that is not the header's says
+/// nothing about the block of that name, and must not become a verdict on it. [`validate_block`] asks it too.
+///
+/// # Errors
+/// The first root that differs, or a list of withdrawals that is missing or in excess.
+pub fn validate_body_roots(block: &Block) -> Result<(), BlockInvalid> {
+    let header = &block.header;
+    let got = proofs::calculate_ommers_root(&block.ommers);
+    if got != header.ommers_hash {
+        return Err(BlockInvalid::OmmersHash { got, expected: header.ommers_hash });
+    }
+    validate_withdrawals(header, block.withdrawals.as_deref())?;
+    let got = proofs::calculate_transaction_root(&block.transactions);
+    if got != header.transactions_root {
+        return Err(BlockInvalid::TransactionsRoot { got, expected: header.transactions_root });
+    }
+    Ok(())
+}
+
 /// Checks what execution gave against the header: gas, receipts, logs, requests, and the access list where the header
 /// commits to one. The receipts root of blocks before Byzantium is not checked (see [`crate::execute::Counters`]).
 ///
@@ -199,7 +220,6 @@ fn validate_body(spec: &ChainSpec, block: &Block) -> Result<(), BlockInvalid> {
         return Err(BlockInvalid::RlpLength { got: block.rlp_length, limit: MAX_RLP_LENGTH });
     }
     validate_ommers(spec, block)?;
-    validate_withdrawals(header, block.withdrawals.as_deref())?;
     if !spec.is_spurious_dragon_active_at_block(header.number) {
         let protected = block.transactions.iter().position(|transaction| transaction.chain_id().is_some());
         protected.map_or(Ok(()), |index| Err(BlockInvalid::ReplayProtection { index }))?;
@@ -211,11 +231,7 @@ fn validate_body(spec: &ChainSpec, block: &Block) -> Result<(), BlockInvalid> {
             return Err(BlockInvalid::BlobGasUsed { got, expected });
         }
     }
-    let got = proofs::calculate_transaction_root(&block.transactions);
-    if got != header.transactions_root {
-        return Err(BlockInvalid::TransactionsRoot { got, expected: header.transactions_root });
-    }
-    Ok(())
+    validate_body_roots(block)
 }
 
 fn validate_ommers(spec: &ChainSpec, block: &Block) -> Result<(), BlockInvalid> {
@@ -229,10 +245,6 @@ fn validate_ommers(spec: &ChainSpec, block: &Block) -> Result<(), BlockInvalid> 
         if !depth.is_some_and(|depth| (1..=MAX_OMMER_DEPTH).contains(&depth)) {
             return Err(BlockInvalid::OmmerNumber { got: ommer.number, block: header.number });
         }
-    }
-    let got = proofs::calculate_ommers_root(&block.ommers);
-    if got != header.ommers_hash {
-        return Err(BlockInvalid::OmmersHash { got, expected: header.ommers_hash });
     }
     Ok(())
 }

@@ -716,8 +716,13 @@ impl<S: TrieStore> Calculator<S> {
         Counters::add(&self.counters.invalid);
         let block = entry.block();
         let early = entry.early.take();
+        // A list that is not the header's came with this delivery; the block's hash does not name it, and the next
+        // delivery may bring the right one.
+        let of_the_block = !matches!(reason, InvalidReason::BalHashMismatch { .. });
         let verdict = Verdict::Invalid(Arc::new(InvalidBlock { block, reason, early }));
-        self.tree.remember(verdict.clone());
+        if of_the_block {
+            self.tree.remember(verdict.clone());
+        }
         self.close(&entry, Halt::Judged, Ok(verdict), &Halt::AncestorInvalid(block));
     }
 

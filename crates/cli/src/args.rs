@@ -1,0 +1,80 @@
+//! The tool's arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use foldgate_evm::AmsterdamRules;
+
+use crate::backend::BackendKind;
+
+/// Computes Ethereum state roots while blocks execute, from their access lists (EIP-7928).
+#[derive(Debug, Parser)]
+#[command(name = "foldgate", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the tool can do.
+#[derive(Debug, Subcommand)]
+#[non_exhaustive]
+pub enum Command {
+    /// Run blockchain tests (EEST, ethereum/tests) through the pipeline.
+    Fixtures(FixturesArgs),
+}
+
+/// When a block's root is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ModeArg {
+    /// From its access list, while the block executes.
+    #[default]
+    Bal,
+    /// From its executed writes, after its execution.
+    Incremental,
+}
+
+/// What "Amsterdam" means to the EVM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum RulesArg {
+    /// All rules of Amsterdam, as far as the EVM implements them.
+    #[default]
+    Full,
+    /// The rules of Osaka, and access lists.
+    Osaka,
+}
+
+impl From<RulesArg> for AmsterdamRules {
+    fn from(rules: RulesArg) -> Self {
+        match rules {
+            RulesArg::Full => Self::Full,
+            RulesArg::Osaka => Self::Osaka,
+        }
+    }
+}
+
+/// `foldgate fixtures`.
+#[derive(Debug, Clone, Args)]
+pub struct FixturesArgs {
+    /// Test files (.json), archives of them (.tar.zst, .tar.gz, .tar), or folders of either.
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// The store to run on; each test has a fresh one.
+    #[arg(long, value_enum, default_value_t = BackendKind::Memory)]
+    pub backend: BackendKind,
+    /// When roots are computed.
+    #[arg(long, value_enum, default_value_t, conflicts_with = "no_execute")]
+    pub mode: ModeArg,
+    /// The rules of the fork "Amsterdam".
+    #[arg(long, value_enum, default_value_t)]
+    pub amsterdam_rules: RulesArg,
+    /// Execute nothing: advance the state from the given access lists alone, and check each root.
+    #[arg(long)]
+    pub no_execute: bool,
+    /// Run only tests with this text in their name or their file's.
+    #[arg(long, value_name = "TEXT")]
+    pub filter: Option<String>,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}

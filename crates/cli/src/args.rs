@@ -22,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Run blockchain tests (EEST, ethereum/tests) through the pipeline.
     Fixtures(FixturesArgs),
+    /// Replay a chain of RLP blocks on its genesis, every state root checked.
+    Replay(ReplayArgs),
 }
 
 /// When a block's root is computed.
@@ -74,6 +76,38 @@ pub struct FixturesArgs {
     /// Run only tests with this text in their name or their file's.
     #[arg(long, value_name = "TEXT")]
     pub filter: Option<String>,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `foldgate replay`.
+#[derive(Debug, Clone, Args)]
+pub struct ReplayArgs {
+    /// The genesis, as go-ethereum writes it (JSON).
+    #[arg(long, value_name = "FILE")]
+    pub genesis: PathBuf,
+    /// The chain: RLP blocks one after another.
+    #[arg(long, value_name = "FILE")]
+    pub chain: PathBuf,
+    /// A folder of access lists, `<block hash>.rlp` or `<block number>.rlp`. Missing ones are derived.
+    #[arg(long, value_name = "DIR")]
+    pub bals: Option<PathBuf>,
+    /// The store's folder, made where it is not there; a replay goes on from the store's tip. Without it, a temporary one.
+    #[arg(long, value_name = "DIR")]
+    pub db: Option<PathBuf>,
+    /// The store.
+    #[arg(long, value_enum, default_value_t = BackendKind::Redb)]
+    pub backend: BackendKind,
+    /// When roots are computed.
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: ModeArg,
+    /// The rules of the fork "Amsterdam".
+    #[arg(long, value_enum, default_value_t)]
+    pub amsterdam_rules: RulesArg,
+    /// A dump of the whole final state, as go-ethereum writes it (JSON): the store is held to it at the end.
+    #[arg(long, value_name = "FILE")]
+    pub head_state: Option<PathBuf>,
     /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,

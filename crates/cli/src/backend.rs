@@ -2,7 +2,12 @@
 //!
 //! Invariant: everything else in this crate is generic over the store; a backend is named here and nowhere else.
 
-use std::{error::Error, fmt, path::Path, path::PathBuf};
+use std::{
+    error::Error,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use clap::ValueEnum;
 use foldgate_core::{BalStore, MemoryStore, TrieStore};
@@ -92,7 +97,12 @@ impl BackendKind {
     pub fn run<W: OnBackend>(self, work: W) -> Result<W::Output, BackendError> {
         match self {
             Self::Memory => Ok(work.on(Memory)),
-            Self::Redb | Self::Mdbx => Err(BackendError::NotCompiledIn { backend: self }),
+            #[cfg(feature = "redb")]
+            Self::Redb => Ok(work.on(Redb)),
+            #[cfg(feature = "mdbx")]
+            Self::Mdbx => Ok(work.on(Mdbx)),
+            #[cfg(not(all(feature = "redb", feature = "mdbx")))]
+            absent => Err(BackendError::NotCompiledIn { backend: absent }),
         }
     }
 }
@@ -110,5 +120,87 @@ impl Backend for Memory {
 
     fn is_durable(self) -> bool {
         false
+    }
+}
+
+/// [`BackendKind::Redb`].
+#[cfg(feature = "redb")]
+#[derive(Debug, Clone, Copy)]
+struct Redb;
+
+#[cfg(feature = "redb")]
+impl Backend for Redb {
+    type Store = foldgate_storage_redb::RedbStore;
+
+    fn open(self, directory: &Path, cache_bytes: usize) -> Result<Self::Store, BackendError> {
+        let options = foldgate_storage_redb::Options::default().with_cache_bytes(cache_bytes);
+        foldgate_storage_redb::RedbStore::open(directory, options)
+            .map_err(|error| open_error(BackendKind::Redb, directory, error))
+    }
+
+    fn is_durable(self) -> bool {
+        true
+    }
+}
+
+/// [`BackendKind::Mdbx`]. It has no cache of its own: the system's is its cache.
+#[cfg(feature = "mdbx")]
+#[derive(Debug, Clone, Copy)]
+struct Mdbx;
+
+#[cfg(feature = "mdbx")]
+impl Backend for Mdbx {
+    type Store = foldgate_storage_mdbx::MdbxStore;
+
+    fn open(self, directory: &Path, cache_bytes: usize) -> Result<Self::Store, BackendError> {
+        let defaults = foldgate_storage_mdbx::Options::default();
+        // The file grows in steps; a small store should stay a small file.
+        let growth = defaults.growth_bytes.min(cache_bytes);
+        foldgate_storage_mdbx::MdbxStore::open(directory, defaults.with_growth_bytes(growth))
+            .map_err(|error| open_error(BackendKind::Mdbx, directory, error))
+    }
+
+    fn is_durable(self) -> bool {
+        true
+    }
+}
+
+#[cfg(any(feature = "redb", feature = "mdbx"))]
+fn open_error(backend: BackendKind, directory: &Path, error: impl Error + Send + Sync + 'static) -> BackendError {
+    BackendError::Open { backend, path: directory.to_owned(), source: Box::new(error) }
+}
+
+/// A store in a directory of its own: the one named, or a temporary one that goes with this.
+#[derive(Debug)]
+pub struct Home<S> {
+    // Dropped in this order: the store is closed before its directory is removed.
+    store: Arc<S>,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+impl<S> Home<S> {
+    /// Opens a store in `directory`, or in a temporary one.
+    ///
+    /// # Errors
+    /// If there is no such directory to be had, or the store does not open.
+    pub fn open<B: Backend<Store = S>>(
+        backend: B,
+        directory: Option<&Path>,
+        cache_bytes: usize,
+    ) -> Result<Self, BackendError> {
+        if let (false, Some(path)) = (backend.is_durable(), directory) {
+            return Err(BackendError::NoDirectory { path: path.to_owned() });
+        }
+        let temporary = match directory {
+            None if backend.is_durable() => Some(tempfile::tempdir().map_err(BackendError::TemporaryDirectory)?),
+            _ => None,
+        };
+        let path = temporary.as_ref().map_or(directory.unwrap_or(Path::new("")), tempfile::TempDir::path);
+        Ok(Self { store: Arc::new(backend.open(path, cache_bytes)?), _temporary: temporary })
+    }
+
+    /// The store.
+    pub const fn store(&self) -> &Arc<S> {
+        &self.store
     }
 }

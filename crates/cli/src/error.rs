@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::backend::BackendError;
+use crate::{backend::BackendError, replay::ReplayError};
 
 /// Why a command could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,9 @@ pub enum CliError {
     /// The store could not be had.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A replay stopped.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
     /// A path holds no test.
     #[error("{}: there is no test here", path.display())]
     NoTests {

@@ -3,6 +3,7 @@
 //! | module | command |
 //! |---|---|
 //! | [`fixtures`] | `foldgate fixtures`: blockchain tests |
+//! | [`replay`] | `foldgate replay`: a chain on its genesis |
 //!
 //! Invariants:
 //! 1. Bad input is a typed error that names the file, the block and the field, and leaves the store as it was.
@@ -10,10 +11,14 @@
 
 pub mod args;
 pub mod backend;
+pub mod chain_store;
 pub mod derive;
 mod error;
 pub mod fixtures;
+pub mod import;
 mod progress;
+mod reasons;
+pub mod replay;
 pub mod state;
 
 use std::io::Write;
@@ -28,5 +33,6 @@ pub use error::CliError;
 pub fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<bool, CliError> {
     match cli.command {
         Command::Fixtures(args) => fixtures::command(&args, out, notes),
+        Command::Replay(args) => replay::command(&args, out),
     }
 }

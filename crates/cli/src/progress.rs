@@ -17,6 +17,18 @@ impl Progress {
         Self(bar)
     }
 
+    /// Counts so many blocks.
+    pub(crate) fn blocks(length: u64, quiet: bool) -> Self {
+        let bar = Self::bar(Some(length), quiet);
+        bar.set_style(style("{wide_bar} {pos}/{len} blocks, {elapsed}, {per_sec}"));
+        Self(bar)
+    }
+
+    /// A block was judged.
+    pub(crate) fn step_block(&self) {
+        self.0.inc(1);
+    }
+
     fn bar(length: Option<u64>, quiet: bool) -> ProgressBar {
         let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
         match quiet || bar.is_hidden() {

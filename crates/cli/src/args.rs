@@ -24,6 +24,8 @@ pub enum Command {
     Fixtures(FixturesArgs),
     /// Replay a chain of RLP blocks on its genesis, every state root checked.
     Replay(ReplayArgs),
+    /// Verify blocks of public chains on their execution witnesses alone.
+    Witness(WitnessArgs),
 }
 
 /// When a block's root is computed.
@@ -108,6 +110,17 @@ pub struct ReplayArgs {
     /// A dump of the whole final state, as go-ethereum writes it (JSON): the store is held to it at the end.
     #[arg(long, value_name = "FILE")]
     pub head_state: Option<PathBuf>,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `foldgate witness`.
+#[derive(Debug, Clone, Args)]
+pub struct WitnessArgs {
+    /// Witness files (.json.gz, .json).
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
     /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,

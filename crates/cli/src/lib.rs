@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`fixtures`] | `foldgate fixtures`: blockchain tests |
 //! | [`replay`] | `foldgate replay`: a chain on its genesis |
+//! | [`witness`] | `foldgate witness`: blocks on their execution witnesses |
 //!
 //! Invariants:
 //! 1. Bad input is a typed error that names the file, the block and the field, and leaves the store as it was.
@@ -20,6 +21,7 @@ mod progress;
 mod reasons;
 pub mod replay;
 pub mod state;
+pub mod witness;
 
 use std::io::Write;
 
@@ -34,5 +36,6 @@ pub fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<bool,
     match cli.command {
         Command::Fixtures(args) => fixtures::command(&args, out, notes),
         Command::Replay(args) => replay::command(&args, out),
+        Command::Witness(args) => witness::command(&args, out, notes),
     }
 }

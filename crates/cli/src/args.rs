@@ -20,6 +20,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[non_exhaustive]
 pub enum Command {
+    /// Make a chain with real signed transactions, import it, and show what folding beside the execution hides.
+    Demo(DemoArgs),
     /// Run blockchain tests (EEST, ethereum/tests) through the pipeline.
     Fixtures(FixturesArgs),
     /// Replay a chain of RLP blocks on its genesis, every state root checked.
@@ -55,6 +57,26 @@ impl From<RulesArg> for AmsterdamRules {
             RulesArg::Osaka => Self::Osaka,
         }
     }
+}
+
+/// `foldgate demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// The number of blocks, of 300 transactions each.
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub blocks: u64,
+    /// The store.
+    #[arg(long, value_enum, default_value_t = BackendKind::Redb)]
+    pub backend: BackendKind,
+    /// The store's folder, empty or not there yet. Without it, a temporary one.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// When roots are computed.
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: ModeArg,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `foldgate fixtures`.

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{backend::BackendError, replay::ReplayError};
+use crate::{backend::BackendError, demo::DemoError, replay::ReplayError};
 
 /// Why a command could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,9 @@ pub enum CliError {
     /// The store could not be had.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The demonstration stopped.
+    #[error(transparent)]
+    Demo(#[from] DemoError),
     /// A replay stopped.
     #[error(transparent)]
     Replay(#[from] ReplayError),

@@ -2,6 +2,7 @@
 //!
 //! | module | command |
 //! |---|---|
+//! | [`demo`] | `foldgate demo`: a chain of its own |
 //! | [`fixtures`] | `foldgate fixtures`: blockchain tests |
 //! | [`replay`] | `foldgate replay`: a chain on its genesis |
 //! | [`witness`] | `foldgate witness`: blocks on their execution witnesses |
@@ -13,6 +14,7 @@
 pub mod args;
 pub mod backend;
 pub mod chain_store;
+pub mod demo;
 pub mod derive;
 mod error;
 pub mod fixtures;
@@ -34,6 +36,7 @@ pub use error::CliError;
 /// [`CliError`] if the command could not be carried out.
 pub fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<bool, CliError> {
     match cli.command {
+        Command::Demo(args) => demo::command(&args, out),
         Command::Fixtures(args) => fixtures::command(&args, out, notes),
         Command::Replay(args) => replay::command(&args, out),
         Command::Witness(args) => witness::command(&args, out, notes),

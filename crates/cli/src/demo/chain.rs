@@ -28,6 +28,7 @@ use k256::ecdsa::SigningKey;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use super::contracts;
+use crate::import::{List, Ready};
 
 /// Why the demonstration's chain could not be made: a fault of this tool.
 #[derive(Debug, thiserror::Error)]
@@ -115,13 +116,6 @@ fn wallets() -> Vec<Wallet> {
         .collect()
 }
 
-/// A block of the chain with what comes along with it.
-pub(super) struct Made {
-    pub(super) block: Block,
-    pub(super) senders: Vec<Address>,
-    pub(super) raw_bal: Bytes,
-}
-
 /// Makes the chain's blocks, one after the other.
 pub(super) struct Maker {
     spec: ChainSpec,
@@ -142,7 +136,7 @@ impl Maker {
     }
 
     /// Makes the next block.
-    pub(super) fn next(&mut self) -> Result<Made, ChainError> {
+    pub(super) fn next(&mut self) -> Result<Ready, ChainError> {
         let number = self.parent.number + 1;
         let fault = |step| move |source| ChainError { block: number, step, source };
         let header = self.header(number);
@@ -177,7 +171,7 @@ impl Maker {
         mut header: Header,
         transactions: Vec<Transaction>,
         senders: Vec<Address>,
-    ) -> Result<Made, Box<dyn Error + Send + Sync>> {
+    ) -> Result<Ready, Box<dyn Error + Send + Sync>> {
         let withdrawals = vec![Withdrawal {
             index: header.number,
             validator_index: header.number,
@@ -229,7 +223,7 @@ impl Maker {
         };
         self.store.commit(&layer.to_batch())?;
         self.parent = block.sealed_header();
-        Ok(Made { block, senders, raw_bal: executed.rebuilt_bal_rlp })
+        Ok(Ready { block, senders, list: List::Payload(executed.rebuilt_bal_rlp) })
     }
 
     fn transactions(&mut self, base_fee: u128) -> Result<(Vec<Transaction>, Vec<Address>), k256::ecdsa::Error> {

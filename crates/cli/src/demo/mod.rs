@@ -24,13 +24,15 @@ pub use self::chain::ChainError;
 use self::chain::{Maker, genesis};
 use crate::{
     CliError,
-    args::DemoArgs,
+    args::{DemoArgs, ModeArg},
     backend::{Backend, Home, OnBackend},
     chain_store::{ChainStoreError, Origin},
-    import::{BlockReport, ImportError, Importer, List, Ready, Summary, hidden, milliseconds},
+    import::{BlockReport, ImportError, Importer, Summary, hidden, milliseconds},
     progress::Progress,
 };
 
+/// How many blocks are made, then imported, at once: what memory holds.
+const WINDOW: u64 = 64;
 /// What the store may cache.
 const CACHE_BYTES: usize = 256 << 20;
 
@@ -130,38 +132,29 @@ fn demo<S: TrieStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErr
         return Err(DemoError::NotEmpty { path: args.dir.clone().unwrap_or_default() });
     }
     let origin = Origin::new(&genesis()?, AmsterdamRules::Osaka)?;
-    let blocks = make(&origin, args)?;
+    // The chain is made in memory: the store to be filled sees nothing of it but bytes.
+    let workshop = Arc::new(MemoryStore::new());
+    origin.load(&workshop)?;
     origin.load(store)?;
-
-    // With a list for each block: the fold runs beside the execution.
-    let bal_driven = args.mode == crate::args::ModeArg::Bal;
+    let mut maker = Maker::new(origin.spec.clone(), workshop, origin.header.clone());
+    let bal_driven = args.mode == ModeArg::Bal;
     let mut importer = Importer::open(&origin.spec, Arc::clone(store), origin.header.clone(), bal_driven)?;
     let progress = Progress::blocks(args.blocks, args.json);
     let mut reports = Vec::new();
-    importer.import(blocks, &mut |block| {
-        reports.push(*block);
-        progress.step_block();
-    })?;
-    progress.finish();
-    importer.flush()?;
-    let leaves = check_root(&**store)?;
-    Ok(Report { summary: importer.summary().clone(), blocks: reports, leaves })
-}
-
-/// Makes the chain in memory: the store to be filled sees nothing of it.
-fn make(origin: &Origin, args: &DemoArgs) -> Result<Vec<Ready>, DemoError> {
-    let workshop = Arc::new(MemoryStore::new());
-    origin.load(&workshop)?;
-    let progress = Progress::blocks(args.blocks, args.json);
-    let mut maker = Maker::new(origin.spec.clone(), workshop, origin.header.clone());
-    let mut blocks = Vec::new();
-    for _ in 0..args.blocks {
-        let made = maker.next()?;
-        blocks.push(Ready { block: made.block, senders: made.senders, list: List::Payload(made.raw_bal) });
-        progress.step_block();
+    let mut missing = args.blocks;
+    while missing > 0 {
+        let window = missing.min(WINDOW);
+        let blocks = (0..window).map(|_| maker.next()).collect::<Result<_, _>>()?;
+        importer.import(blocks, &mut |block| {
+            reports.push(*block);
+            progress.step_block();
+        })?;
+        importer.flush()?;
+        missing -= window;
     }
     progress.finish();
-    Ok(blocks)
+    let leaves = check_root(&**store)?;
+    Ok(Report { summary: importer.summary().clone(), blocks: reports, leaves })
 }
 
 /// Rebuilds the root from all leaves, and gives their number.

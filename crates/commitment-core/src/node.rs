@@ -7,6 +7,8 @@
 //! 2. Keys sort the account trie first, then storage tries by hashed address; within a trie in preorder, so that a
 //!    subtree is one range.
 
+use core::fmt;
+
 use alloy_primitives::{B256, Bytes};
 use alloy_trie::Nibbles;
 
@@ -19,6 +21,15 @@ pub enum TrieId {
     Storage(B256),
 }
 
+impl fmt::Display for TrieId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accounts => f.write_str("the account trie"),
+            Self::Storage(hashed_address) => write!(f, "the storage trie of {hashed_address}"),
+        }
+    }
+}
+
 /// The name of a stored node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeKey {
@@ -26,6 +37,17 @@ pub struct NodeKey {
     pub trie: TrieId,
     /// The slot path, at most 63 nibbles.
     pub path: Nibbles,
+}
+
+impl fmt::Display for NodeKey {
+    /// The path in hexadecimal digits, one for each nibble: `the account trie, path 8a3`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, path ", self.trie)?;
+        if self.path.is_empty() {
+            return f.write_str("(root)");
+        }
+        self.path.iter().try_for_each(|nibble| write!(f, "{nibble:x}"))
+    }
 }
 
 impl NodeKey {
@@ -83,5 +105,18 @@ impl TrieUpdates {
     pub fn get(&self, key: &NodeKey) -> Option<&Option<Bytes>> {
         let at = self.nodes.binary_search_by(|(candidate, _)| candidate.cmp(key)).ok()?;
         Some(&self.nodes[at].1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_names_its_trie_and_its_path() {
+        let key = NodeKey::new(TrieId::Accounts, Nibbles::from_nibbles([8, 0xa, 3]));
+        assert_eq!(key.to_string(), "the account trie, path 8a3");
+        let root = NodeKey::new(TrieId::Storage(B256::ZERO), Nibbles::default());
+        assert_eq!(root.to_string(), format!("the storage trie of {}, path (root)", B256::ZERO));
     }
 }

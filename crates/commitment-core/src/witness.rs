@@ -37,7 +37,7 @@ use crate::{
 #[non_exhaustive]
 pub enum WitnessError {
     /// A node that is needed is not there (or was tampered with).
-    #[error("the witness lacks the node {hash} at {at:?}")]
+    #[error("the witness lacks the node {hash} in {at}")]
     MissingNode {
         /// The trie, and the path at which the node is referred to.
         at: Box<NodeKey>,
@@ -45,7 +45,7 @@ pub enum WitnessError {
         hash: B256,
     },
     /// A node is not one of the secure trie's nodes.
-    #[error("the witness's node at {at:?} is malformed: {what}")]
+    #[error("the witness's node in {at} is malformed: {what}")]
     MalformedNode {
         /// The trie, and the path at which the node is referred to.
         at: Box<NodeKey>,

@@ -27,7 +27,7 @@ use foldgate_core::{
 
 use parking_lot::Mutex;
 
-use crate::{handle::AttemptId, warm::Warm};
+use crate::{handle::AttemptId, verdict::Failure, warm::Warm};
 
 /// A decoded, validated access list and the leaves that it claims.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ pub(crate) enum JobMessage<S: TrieStore> {
     },
     Committed {
         layer: Arc<Layer>,
-        result: Result<S::Snapshot, S::Error>,
+        result: Result<S::Snapshot, Failure>,
     },
 }
 
@@ -233,7 +233,13 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
 /// commits nothing more.
 pub(crate) fn commit_loop<S: TrieStore>(store: &S, layers: &Receiver<Arc<Layer>>, answers: &Sender<JobMessage<S>>) {
     for layer in layers {
-        let result = store.commit(&layer.to_batch()).and_then(|()| store.snapshot());
+        let commit = || store.commit(&layer.to_batch()).and_then(|()| store.snapshot());
+        // A panic must not leave those waiting who wait for the block to become durable.
+        let result = match catch_unwind(AssertUnwindSafe(commit)) {
+            Ok(Ok(snapshot)) => Ok(snapshot),
+            Ok(Err(error)) => Err(Failure::Commit { block: layer.anchor.block, error: Arc::new(error) }),
+            Err(payload) => Err(Failure::Panicked(panic_message(payload.as_ref()))),
+        };
         let failed = result.is_err();
         // The calculator is gone at shutdown; what was acknowledged is committed all the same.
         let _shut_down = answers.send(JobMessage::Committed { layer, result });

@@ -5,6 +5,7 @@
 use std::{
     collections::{HashMap, HashSet},
     num::NonZeroUsize,
+    ops::Range,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,8 +19,8 @@ use foldgate::{
     BlockRequest, BlockResult, Pipeline, PipelineConfig, StateReader as _, TrieReader, TrieStore, Verdict,
     core::keys::hash_address,
     pipeline::{
-        BeginError, Begun, BlockError, BlockHandle, Canonical, InvalidReason, OnEarlyMismatch, Outcome, RecordError,
-        VerdictTicket,
+        BeginError, Begun, BlockError, BlockHandle, Canonical, InvalidReason, OnEarlyMismatch, Outcome, ReadError,
+        RecordError, VerdictTicket,
     },
 };
 use foldgate_testing::{
@@ -28,6 +29,7 @@ use foldgate_testing::{
 };
 
 use crate::{
+    faulty::FaultyStore,
     races::{eventually, resolved},
     support::{assert_state, honest, load},
 };
@@ -189,19 +191,24 @@ fn config(dice: &mut Dice) -> PipelineConfig {
 }
 
 /// The parent's state, as far as it can be read without waiting for what may never come.
-fn look<R: TrieReader>(handle: &BlockHandle<R>, parent: &SimBlock) {
+///
+/// # Errors
+/// If the disk failed.
+fn look<R: TrieReader>(handle: &BlockHandle<R>, parent: &SimBlock) -> Result<(), ReadError<R::Error>> {
     let view = handle.parent_state();
     if !view.is_ready() {
-        return;
+        return Ok(());
     }
     for address in (0..SIZE.addresses).map(|index| Address::from_slice(&keccak256(index.to_be_bytes())[..20])) {
-        let Ok(info) = view.account_info(&hash_address(&address)) else {
-            assert!(handle.check_cancelled().is_err(), "the store does not fail");
-            return;
+        let info = match view.account_info(&hash_address(&address)) {
+            Ok(info) => info,
+            Err(ReadError::Halted(_)) => return Ok(()),
+            Err(error) => return Err(error),
         };
         let expected = parent.state.accounts.get(&address);
         assert_eq!(info.map(|info| info.balance), expected.map(|account| account.balance));
     }
+    Ok(())
 }
 
 struct Storm<'a, S: TrieStore> {
@@ -238,8 +245,13 @@ impl<S: TrieStore> Storm<'_, S> {
         if delivery.hesitates {
             thread::sleep(Duration::from_micros(300));
         }
-        if delivery.reads {
-            look(&handle, &self.tree.blocks[self.tree.parents[delivery.block]]);
+        if delivery.reads
+            && let Err(error) = look(&handle, &self.tree.blocks[self.tree.parents[delivery.block]])
+        {
+            // As executors do that mistake a failed read for an invalid block.
+            let ticket = handle.reject(error);
+            self.tickets.lock().unwrap().push((delivery.block, delivery.list, ticket));
+            return;
         }
         let recorded = match delivery.end {
             End::Unrecorded => Ok(()),
@@ -282,21 +294,41 @@ fn check(tree: &Tree, at: usize, list: List, outcome: &Outcome) {
 }
 
 fn any_order_of_deliveries<F: StoreFactory + Default>(_: &F) {
-    let rounds = std::env::var("FOLDGATE_STORMS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(12);
-    let first = std::env::var("FOLDGATE_STORM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(9_000_u64);
     let mut folded_ahead = 0;
-    for seed in first..first + rounds {
+    for seed in seeds() {
         println!("seed {seed}");
-        folded_ahead += storm(&F::default(), seed);
+        let factory = F::default();
+        folded_ahead += storm(factory.fresh(), seed, &|_| {});
     }
     assert!(folded_ahead > 0, "nothing was folded ahead");
 }
 
-fn storm<F: StoreFactory>(factory: &F, seed: u64) -> u64 {
+/// Whatever a disk does that fails now and then, it makes no block invalid.
+#[test]
+fn any_order_of_deliveries_on_a_disk_that_fails_now_and_then() {
+    let mut folded_ahead = 0;
+    for seed in seeds() {
+        println!("seed {seed}");
+        let store = FaultyStore::new();
+        let switches = Arc::clone(&store.switches);
+        folded_ahead += storm(store, seed, &|fail| switches.reads_fail.store(fail, Ordering::SeqCst));
+    }
+    assert!(folded_ahead > 0, "nothing was folded ahead");
+}
+
+/// `FOLDGATE_STORMS` rounds from `FOLDGATE_STORM_SEED` on.
+fn seeds() -> Range<u64> {
+    let variable = |name, default| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
+    let first = variable("FOLDGATE_STORM_SEED", 9_000);
+    first..first + variable("FOLDGATE_STORMS", 12)
+}
+
+/// `disk` makes reads fail, and no longer.
+fn storm<S: TrieStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> u64 {
     let mut dice = Dice(seed);
     let mut sim = Sim::new(seed, SIZE);
     let genesis = sim.genesis();
-    let store = load(factory.fresh(), &genesis);
+    let store = load(store, &genesis);
     let tree = tree(&mut dice, &mut sim, genesis);
     let config = config(&mut dice);
     println!("{config:?}, {} blocks, rejected: {:?}", tree.blocks.len() - 1, tree.rejected);
@@ -339,9 +371,11 @@ fn storm<F: StoreFactory>(factory: &F, seed: u64) -> u64 {
                     // Most are refused, which is well.
                     let _refused = pipeline.set_canonical(head.facts.block.hash);
                 }
+                disk(heads.one_in(4));
                 pipeline.flush().unwrap();
                 thread::sleep(Duration::from_micros(500));
             }
+            disk(false);
         });
         for executor in executors {
             if let Err(panic) = executor.join() {

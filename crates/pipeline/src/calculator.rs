@@ -174,7 +174,7 @@ impl<S: TrieStore> Calculator<S> {
         let entry = Entry {
             parent,
             base,
-            permit,
+            permit: Some(permit),
             mode: plan.mode,
             bal,
             sourced: plan.sourced,
@@ -243,7 +243,7 @@ impl<S: TrieStore> Calculator<S> {
 
     fn prepare(&self, shared: &Arc<Shared<S::Snapshot>>, raw: Bytes, base: Warm<S::Snapshot>) {
         let (shared, answers, warm_up) = (Arc::clone(shared), self.answers.clone(), self.config.warm_up);
-        self.pool.spawn(&self.answers, shared.attempt, move || {
+        self.pool.spawn(&self.answers, &Arc::clone(&shared), move || {
             let begin = Instant::now();
             let attempt = shared.attempt;
             let prepared = jobs::prepare(&raw, &shared.facts);
@@ -607,7 +607,7 @@ impl<S: TrieStore> Calculator<S> {
         entry.fold = FoldStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
         let options = FoldOptions::default();
-        self.pool.spawn(&self.answers, attempt, move || {
+        self.pool.spawn(&self.answers, &entry.shared, move || {
             let folded = jobs::resolve_and_fold(&state, &parent, &options);
             Some(JobMessage::Folded { attempt, generation, folded })
         });
@@ -683,7 +683,7 @@ impl<S: TrieStore> Calculator<S> {
         let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
         entry.compare = CompareStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
-        self.pool.spawn(&self.answers, attempt, move || {
+        self.pool.spawn(&self.answers, &entry.shared, move || {
             let equal = jobs::leads_to(&executed, &parent, &folded.outcome);
             Some(JobMessage::Compared { attempt, generation, equal })
         });
@@ -723,7 +723,7 @@ impl<S: TrieStore> Calculator<S> {
         let committed = Committed { layer, verdict: Arc::clone(&verdict), durability: Durability::InMemory };
         self.tree.nodes.insert(block.hash, Node::Committed(committed));
         if goes_on {
-            self.queue(block, Some(permit));
+            self.queue(block, permit);
         } else {
             // Before the verdict is out: whoever has it finds the room.
             drop(permit);
@@ -744,40 +744,39 @@ impl<S: TrieStore> Calculator<S> {
         if of_the_block {
             self.tree.remember(verdict.clone());
         }
-        self.close(*entry, Halt::Judged, Ok(verdict), &Halt::AncestorInvalid(block));
+        self.close(&mut entry, Halt::Judged, Ok(verdict), &Halt::AncestorInvalid(block));
     }
 
-    fn close_failed(&mut self, entry: Box<Entry<S::Snapshot>>, failure: Failure) {
+    fn close_failed(&mut self, mut entry: Box<Entry<S::Snapshot>>, failure: Failure) {
         Counters::add(&self.counters.failed);
         let halt = Halt::AncestorFailed(entry.block());
-        self.close(*entry, Halt::Failed, Err(BlockError::Failed(failure)), &halt);
+        self.close(&mut entry, Halt::Failed, Err(BlockError::Failed(failure)), &halt);
     }
 
     /// Stops a block in flight without a verdict, and its descendants with it.
     fn halt(&mut self, hash: &BlockHash, reason: Halt) {
-        let Some(entry) = self.tree.take(hash) else { return };
+        let Some(mut entry) = self.tree.take(hash) else { return };
         Counters::add(&self.counters.cancelled);
         let descendants = match &reason {
             Halt::HandleDropped | Halt::UnknownParent(_) => Halt::AncestorCancelled(entry.block()),
             other => other.clone(),
         };
-        self.close(*entry, reason.clone(), Err(BlockError::Halted(reason)), &descendants);
+        self.close(&mut entry, reason.clone(), Err(BlockError::Halted(reason)), &descendants);
     }
 
     fn close(
         &mut self,
-        entry: Entry<S::Snapshot>,
+        entry: &mut Entry<S::Snapshot>,
         halt: Halt,
         outcome: Result<Verdict, BlockError>,
         descendants: &Halt,
     ) {
-        let children = self.tree.forget(&entry);
-        let Entry { shared, permit, .. } = entry;
+        let children = self.tree.forget(entry);
         // Before the outcome is out: whoever has it finds the room.
-        drop(permit);
+        drop(entry.permit.take());
         // The outcome first: an executor that stops at once finds it waiting.
-        let _unasked = shared.outcome.send(outcome);
-        shared.gate.cancel(halt);
+        let _unasked = entry.shared.outcome.send(outcome);
+        entry.shared.gate.cancel(halt);
         for child in children {
             self.halt(&child, descendants.clone());
         }

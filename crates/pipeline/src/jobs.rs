@@ -2,7 +2,8 @@
 //! warming up, folding, comparing. And the commit, which has a thread of its own.
 //!
 //! Invariants:
-//! 1. Every job answers exactly once, also when it panics.
+//! 1. Every job answers exactly once, also when it panics; but a block that was stopped before its job began needs no
+//!    answer any more, and its job is skipped.
 //! 2. A job shares nothing with the calculator but values: it is handed views and gives back values.
 
 use std::{
@@ -27,7 +28,11 @@ use foldgate_core::{
 
 use parking_lot::Mutex;
 
-use crate::{handle::AttemptId, verdict::Failure, warm::Warm};
+use crate::{
+    handle::{AttemptId, Shared},
+    verdict::Failure,
+    warm::Warm,
+};
 
 /// A decoded, validated access list and the leaves that it claims.
 #[derive(Debug)]
@@ -191,16 +196,21 @@ impl Pool {
         Ok(Self { pool: Some(pool), threads: handles })
     }
 
-    /// Runs a job; its answer, or its panic, goes to the calculator.
+    /// Runs a job of a block; its answer, or its panic, goes to the calculator.
     pub(crate) fn spawn<S: TrieStore>(
         &self,
         answers: &Sender<JobMessage<S>>,
-        attempt: AttemptId,
+        shared: &Arc<Shared<S::Snapshot>>,
         job: impl FnOnce() -> Option<JobMessage<S>> + Send + 'static,
     ) {
         let Some(pool) = &self.pool else { return };
-        let answers = answers.clone();
+        let (answers, shared) = (answers.clone(), Arc::clone(shared));
         pool.spawn(move || {
+            // The calculator stopped the block, or the message of its handle's end is on the way.
+            if shared.gate.token().is_cancelled() {
+                return;
+            }
+            let attempt = shared.attempt;
             let answer = match catch_unwind(AssertUnwindSafe(job)) {
                 Ok(answer) => answer,
                 Err(payload) => Some(JobMessage::Panicked { attempt, message: panic_message(payload.as_ref()) }),

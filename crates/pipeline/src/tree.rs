@@ -72,7 +72,8 @@ pub(crate) struct Entry<R: TrieReader> {
     pub(crate) parent: BlockNumHash,
     /// The durable state at arrival, or when the unknown ancestor turned up: what the warm-up reads.
     pub(crate) base: Warm<R>,
-    pub(crate) permit: Permit,
+    /// Given back before the outcome is sent, or handed on to the commit.
+    pub(crate) permit: Option<Permit>,
     pub(crate) mode: Mode,
     pub(crate) bal: BalStage,
     /// Whether the list came from a source, and not in the payload.

@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use alloy_primitives::{B256, Bytes};
+use alloy_primitives::{B256, Bytes, keccak256};
 use foldgate::{
-    BlockRequest, MemoryStore, Pipeline, PipelineConfig, Verdict,
+    BlockRequest, MemoryStore, Pipeline, PipelineConfig, StateReader as _, Verdict,
+    core::BlockNumHash,
     pipeline::{BeginError, Begun, BlockError, Canonical, Failure, Halt, InvalidReason, Outcome, VerdictTicket},
 };
 use foldgate_testing::sim::{Sim, SimBlock, SimSize};
@@ -177,6 +178,49 @@ fn a_verdict_is_given_after_the_room_is_given_back() {
         parent = block;
     }
     assert_eq!(pipeline.in_flight(), 0);
+}
+
+/// However long a chain in flight is, it falls with its first block.
+#[test]
+fn a_long_chain_falls_with_its_first_block() {
+    let (mut sim, genesis, store) = world(47);
+    let max_in_flight = NonZeroUsize::new(30_000).unwrap();
+    let pipeline = Pipeline::open(store, PipelineConfig { max_in_flight, ..explicit() }).unwrap();
+    let first = child(&mut sim, &genesis);
+    let head = start(&pipeline, request(&first));
+    let mut parent = first.facts;
+    let handles = (0..20_000).map(|_| {
+        let mut facts = parent;
+        facts.block = BlockNumHash::new(parent.block.number + 1, keccak256(parent.block.hash));
+        facts.parent_hash = parent.block.hash;
+        parent = facts;
+        start(&pipeline, BlockRequest::new(facts))
+    });
+    let handles: Vec<_> = handles.collect();
+    let _invalid = head.reject(std::fmt::Error).wait();
+    for handle in handles {
+        assert_eq!(halted(handle.stop().wait()), Halt::AncestorInvalid(first.facts.block));
+    }
+    assert_eq!(pipeline.in_flight(), 0);
+}
+
+/// What an executor reads stays readable, whatever becomes of the pipeline.
+#[test]
+fn the_view_of_a_judged_block_outlives_the_pipeline() {
+    let (mut sim, genesis, store) = world(48);
+    let pipeline = bal_driven(&store);
+    let first = child(&mut sim, &genesis);
+    let next = child(&mut sim, &first);
+    let ticket = execute(start(&pipeline, request(&first)), &first);
+    let handle = start(&pipeline, request(&next));
+    let view = handle.parent_state();
+    valid(ticket.wait());
+    valid(execute(handle, &next).wait());
+    let unjudged = start(&pipeline, request(&sim.child(&next)));
+    let open = unjudged.parent_state();
+    drop(pipeline);
+    assert_eq!(view.block_hash(1).unwrap(), Some(first.facts.block.hash));
+    assert!(open.account_info(&B256::ZERO).is_err(), "a block that was stopped reads no more");
 }
 
 #[test]

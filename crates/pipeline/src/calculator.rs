@@ -764,6 +764,7 @@ impl<S: TrieStore> Calculator<S> {
         self.close(&mut entry, reason.clone(), Err(BlockError::Halted(reason)), &descendants);
     }
 
+    /// Ends a block in flight that is not valid, and stops its descendants.
     fn close(
         &mut self,
         entry: &mut Entry<S::Snapshot>,
@@ -771,15 +772,30 @@ impl<S: TrieStore> Calculator<S> {
         outcome: Result<Verdict, BlockError>,
         descendants: &Halt,
     ) {
+        let mut below = self.end(entry, halt, outcome);
+        // Not by recursion: a chain may be as long as there is room for blocks.
+        while let Some(hash) = below.pop() {
+            let Some(mut entry) = self.tree.take(&hash) else { continue };
+            Counters::add(&self.counters.cancelled);
+            let outcome = Err(BlockError::Halted(descendants.clone()));
+            below.extend(self.end(&mut entry, descendants.clone(), outcome));
+        }
+    }
+
+    /// Ends one block. Gives its children.
+    fn end(
+        &mut self,
+        entry: &mut Entry<S::Snapshot>,
+        halt: Halt,
+        outcome: Result<Verdict, BlockError>,
+    ) -> Vec<BlockHash> {
         let children = self.tree.forget(entry);
         // Before the outcome is out: whoever has it finds the room.
         drop(entry.permit.take());
-        // The outcome first: an executor that stops at once finds it waiting.
+        // The outcome before the gate: an executor that stops at once finds it waiting. Its ticket may be gone.
         let _unasked = entry.shared.outcome.send(outcome);
         entry.shared.gate.cancel(halt);
-        for child in children {
-            self.halt(&child, descendants.clone());
-        }
+        children
     }
 }
 

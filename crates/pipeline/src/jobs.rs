@@ -128,6 +128,9 @@ pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Warm<R>, stop: impl Fn(
     }
     touched.sort_unstable_by_key(|(hashed_address, _)| *hashed_address);
     for (hashed_address, mut slots) in touched {
+        if stop() {
+            return;
+        }
         slots.sort_unstable();
         match reader.account(&hashed_address) {
             Ok(Some(_)) => {}

@@ -34,6 +34,7 @@ impl BackendError for Fault {
 pub(crate) struct Switches {
     pub(crate) reads_fail: AtomicBool,
     pub(crate) commits_fail: AtomicBool,
+    pub(crate) commits_panic: AtomicBool,
 }
 
 fn check(switch: &AtomicBool) -> Result<(), Fault> {
@@ -140,6 +141,7 @@ impl TrieStore for FaultyStore {
     }
 
     fn commit(&self, batch: &CommitBatch) -> Result<(), Fault> {
+        assert!(!self.switches.commits_panic.load(Ordering::SeqCst), "an injected panic");
         check(&self.switches.commits_fail)?;
         Ok(self.inner.commit(batch)?)
     }

@@ -27,4 +27,6 @@ macro_rules! stamp_all {
 mod differential;
 mod faulty;
 mod pipeline;
+mod races;
+mod storm;
 mod support;

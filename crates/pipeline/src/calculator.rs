@@ -35,7 +35,7 @@ use crate::{
     permits::Permit,
     pipeline::{Admission, BeginError, CanonicalError},
     request::{BalInput, BlockRequest, RebuiltBal},
-    tree::{BalStage, CompareStage, Durability, Entry, ExecutionStage, FoldStage, Node, ParentStatus, Tree},
+    tree::{BalStage, Committed, CompareStage, Durability, Entry, ExecutionStage, FoldStage, Node, ParentStatus, Tree},
     verdict::{BlockError, BlockTimings, ConfirmedBy, Failure, InvalidBlock, InvalidReason, Mode, ValidBlock, Verdict},
     warm::Warm,
 };
@@ -150,7 +150,7 @@ impl<S: TrieStore> Calculator<S> {
         let (block, parent) = (facts.block, facts.parent().ok_or(BeginError::Genesis)?);
         if let Some(verdict) = self.tree.verdict(&block.hash) {
             Counters::add(&self.counters.redelivered);
-            return Ok(Admission::Known(verdict.clone()));
+            return Ok(Admission::Known(verdict));
         }
         if self.tree.nodes.contains_key(&block.hash) {
             return Err(BeginError::InFlight(block));
@@ -159,8 +159,7 @@ impl<S: TrieStore> Calculator<S> {
         match status {
             ParentStatus::Invalid => return Err(BeginError::ParentInvalid(parent)),
             ParentStatus::BelowTip => return Err(BeginError::BelowTip { parent, tip: self.tree.tip() }),
-            ParentStatus::Unknown => self.hold_orphan(block.hash),
-            ParentStatus::Durable | ParentStatus::Committed | ParentStatus::InFlight => {}
+            ParentStatus::Durable | ParentStatus::Committed | ParentStatus::InFlight | ParentStatus::Unknown => {}
         }
         Counters::add(&self.counters.requests);
         let plan = self.plan(request);
@@ -175,13 +174,14 @@ impl<S: TrieStore> Calculator<S> {
         let entry = Entry {
             parent,
             base,
-            permit,
+            permit: Some(permit),
             mode: plan.mode,
             bal,
             sourced: plan.sourced,
             execution: ExecutionStage::Running,
             executed: None,
             fold: FoldStage::Idle,
+            gate_opened: false,
             compare: CompareStage::Idle,
             generation: 0,
             early: None,
@@ -193,6 +193,9 @@ impl<S: TrieStore> Calculator<S> {
         self.tree.attempts.insert(entry.shared.attempt, block.hash);
         self.tree.children.entry(parent.hash).or_default().push(block.hash);
         self.tree.nodes.insert(block.hash, Node::InFlight(Box::new(entry)));
+        if self.tree.is_orphan(parent) {
+            self.hold_orphan(block.hash, &status);
+        }
         self.touched.push_back(block.hash);
         self.touch_children(&block.hash);
         Ok(Admission::Started)
@@ -220,21 +223,27 @@ impl<S: TrieStore> Calculator<S> {
         Plan { mode: Mode::Incremental(reason), raw: raw.filter(|_| judged), sourced }
     }
 
-    fn hold_orphan(&mut self, hash: BlockHash) {
+    /// Holds a block in flight until its unknown ancestor turns up. Where there are too many such blocks, the oldest one
+    /// goes with all that stands on it; but a block that stands on others goes itself, rather than take them along.
+    fn hold_orphan(&mut self, hash: BlockHash, parent: &ParentStatus) {
         Counters::add(&self.counters.orphans);
         self.tree.orphans.push_back(hash);
-        while self.tree.orphans.len() > self.config.max_orphans {
-            let Some(oldest) = self.tree.orphans.pop_front() else { break };
-            if let Some(Node::InFlight(entry)) = self.tree.nodes.get(&oldest) {
-                let reason = Halt::UnknownParent(entry.parent);
-                self.halt(&oldest, reason);
-            }
+        // Room for one block is left: the missing ancestor must be able to begin.
+        let max = self.config.max_orphans.min(self.config.max_in_flight.get() - 1);
+        while self.tree.orphans.len() > max {
+            let oldest = self.tree.orphans.front().copied().unwrap_or(hash);
+            let evicted = if *parent == ParentStatus::InFlight { hash } else { oldest };
+            let reason = match self.tree.nodes.get(&evicted) {
+                Some(Node::InFlight(entry)) => Halt::UnknownParent(entry.parent),
+                _ => break,
+            };
+            self.halt(&evicted, reason);
         }
     }
 
     fn prepare(&self, shared: &Arc<Shared<S::Snapshot>>, raw: Bytes, base: Warm<S::Snapshot>) {
         let (shared, answers, warm_up) = (Arc::clone(shared), self.answers.clone(), self.config.warm_up);
-        self.pool.spawn(&self.answers, shared.attempt, move || {
+        self.pool.spawn(&self.answers, &Arc::clone(&shared), move || {
             let begin = Instant::now();
             let attempt = shared.attempt;
             let prepared = jobs::prepare(&raw, &shared.facts);
@@ -372,17 +381,17 @@ impl<S: TrieStore> Calculator<S> {
             _ if head == durable.hash => Some(Ok(())),
             Some(Node::InFlight(entry)) => Some(Err(CanonicalError::NotJudged(entry.block()))),
             None => Some(Err(CanonicalError::Unknown(head))),
-            Some(Node::Committed(layer, Durability::Queued { .. })) => {
+            Some(Node::Committed(Committed { layer, durability: Durability::Queued { .. }, .. })) => {
                 self.canonical_waiters.push((layer.anchor.block, reply.clone()));
                 None
             }
-            Some(Node::Committed(layer, _)) => {
+            Some(Node::Committed(Committed { layer, .. })) => {
                 let block = layer.anchor.block;
                 match self.tree.path_to(head) {
                     None => Some(Err(CanonicalError::NotADescendant { block, of: self.tree.queued_head })),
                     Some(path) => {
                         self.canonical_waiters.push((block, reply.clone()));
-                        path.into_iter().for_each(|layer| self.queue(layer, None));
+                        path.iter().for_each(|layer| self.queue(layer.anchor.block, None));
                         None
                     }
                 }
@@ -395,30 +404,37 @@ impl<S: TrieStore> Calculator<S> {
         self.answer_waiters();
     }
 
-    fn queue(&mut self, layer: Arc<Layer>, permit: Option<Permit>) {
-        let block = layer.anchor.block;
+    /// Hands a committed block to the committer.
+    fn queue(&mut self, block: BlockNumHash, permit: Option<Permit>) {
+        let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) else { return };
+        committed.durability = Durability::Queued { _permit: permit };
         self.tree.queued_head = block;
-        self.tree.nodes.insert(block.hash, Node::Committed(Arc::clone(&layer), Durability::Queued { _permit: permit }));
         // The committer is gone only after a failure, whose answer is on its way.
-        let _failed = self.commits.send(layer);
+        let _failed = self.commits.send(Arc::clone(&committed.layer));
     }
 
-    fn on_committed(&mut self, layer: &Layer, result: Result<S::Snapshot, S::Error>) {
+    fn on_committed(&mut self, layer: &Layer, result: Result<S::Snapshot, Failure>) {
         let block = layer.anchor.block;
         match result {
             Ok(snapshot) => {
                 Counters::add(&self.counters.commits);
                 self.tree.base = Warm::new(snapshot);
-                if let Some(Node::Committed(_, durability)) = self.tree.nodes.get_mut(&block.hash) {
-                    *durability = Durability::Durable;
+                if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) {
+                    committed.durability = Durability::Durable;
                 }
                 for lost in self.tree.prune() {
                     self.halt(&lost, Halt::ForkLost);
                 }
             }
-            Err(error) => {
-                let failure = Failure::Commit { block, error: Arc::new(error) };
+            Err(failure) => {
                 self.broken = Some(failure.clone());
+                // What was queued will not be committed: its room is given back, so that callers get to hear why.
+                for node in self.tree.nodes.values_mut() {
+                    if let Node::Committed(Committed { durability: durability @ Durability::Queued { .. }, .. }) = node
+                    {
+                        *durability = Durability::InMemory;
+                    }
+                }
                 let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
                 for hash in in_flight {
                     if let Some(entry) = self.tree.take(&hash) {
@@ -466,8 +482,9 @@ impl<S: TrieStore> Calculator<S> {
     /// Does whatever has become possible for a block.
     fn step(&mut self, hash: &BlockHash) {
         let Some(mut entry) = self.tree.take(hash) else { return };
-        if self.tree.parent_status(entry.parent) != ParentStatus::Unknown {
+        if self.tree.orphans.contains(hash) && !self.tree.is_orphan(entry.parent) {
             self.tree.orphans.retain(|orphan| orphan != hash);
+            self.touch_children(hash);
         }
         self.open_state_gate(&mut entry);
         let progress = self.advance(&mut entry);
@@ -577,7 +594,8 @@ impl<S: TrieStore> Calculator<S> {
             }
             Mode::Incremental(_) => Counters::add(&counters.folds_incremental),
         }
-        if entry.generation == 0 {
+        if !entry.gate_opened {
+            entry.gate_opened = true;
             let durable = entry.parent == parent.base().anchor().block;
             Counters::add(if durable {
                 &counters.gates_opened_from_durable
@@ -589,7 +607,7 @@ impl<S: TrieStore> Calculator<S> {
         entry.fold = FoldStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
         let options = FoldOptions::default();
-        self.pool.spawn(&self.answers, attempt, move || {
+        self.pool.spawn(&self.answers, &entry.shared, move || {
             let folded = jobs::resolve_and_fold(&state, &parent, &options);
             Some(JobMessage::Folded { attempt, generation, folded })
         });
@@ -665,7 +683,7 @@ impl<S: TrieStore> Calculator<S> {
         let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
         entry.compare = CompareStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
-        self.pool.spawn(&self.answers, attempt, move || {
+        self.pool.spawn(&self.answers, &entry.shared, move || {
             let equal = jobs::leads_to(&executed, &parent, &folded.outcome);
             Some(JobMessage::Compared { attempt, generation, equal })
         });
@@ -681,6 +699,7 @@ impl<S: TrieStore> Calculator<S> {
             BalStage::Ready(prepared) => Some(prepared.bal.raw().clone()),
             BalStage::None | BalStage::Preparing => None,
         };
+        entry.fold = FoldStage::Idle;
         // The job has ended, so that this is the last reference: nothing is copied but where a panic kept one.
         let outcome = Arc::try_unwrap(folded).map_or_else(|shared| shared.outcome.clone(), |folded| folded.outcome);
         let layer = Arc::new(Layer {
@@ -690,25 +709,27 @@ impl<S: TrieStore> Calculator<S> {
             updates: outcome.updates,
             bal,
         });
-        let verdict = Verdict::Valid(Arc::new(ValidBlock {
+        let verdict = Arc::new(ValidBlock {
             block,
             computed_state_root: layer.anchor.state_root,
             mode: entry.mode,
             confirmed_by,
             timings: entry.timings,
-            layer: Arc::clone(&layer),
-        }));
-        self.tree.remember(verdict.clone());
+            layer: Some(Arc::clone(&layer)),
+        });
         self.tree.attempts.remove(&entry.shared.attempt);
         let goes_on = self.config.canonical == Canonical::Auto && layer.parent == self.tree.queued_head;
         let Entry { shared, permit, .. } = entry;
+        let committed = Committed { layer, verdict: Arc::clone(&verdict), durability: Durability::InMemory };
+        self.tree.nodes.insert(block.hash, Node::Committed(committed));
         if goes_on {
-            self.queue(layer, Some(permit));
+            self.queue(block, permit);
         } else {
-            self.tree.nodes.insert(block.hash, Node::Committed(layer, Durability::InMemory));
+            // Before the verdict is out: whoever has it finds the room.
+            drop(permit);
         }
         // The ticket may be gone: nobody asked.
-        let _unasked = shared.outcome.send(Ok(verdict));
+        let _unasked = shared.outcome.send(Ok(Verdict::Valid(verdict)));
         self.touch_children(&block.hash);
     }
 
@@ -723,39 +744,58 @@ impl<S: TrieStore> Calculator<S> {
         if of_the_block {
             self.tree.remember(verdict.clone());
         }
-        self.close(&entry, Halt::Judged, Ok(verdict), &Halt::AncestorInvalid(block));
+        self.close(&mut entry, Halt::Judged, Ok(verdict), &Halt::AncestorInvalid(block));
     }
 
-    fn close_failed(&mut self, entry: Box<Entry<S::Snapshot>>, failure: Failure) {
+    fn close_failed(&mut self, mut entry: Box<Entry<S::Snapshot>>, failure: Failure) {
         Counters::add(&self.counters.failed);
         let halt = Halt::AncestorFailed(entry.block());
-        self.close(&entry, Halt::Failed, Err(BlockError::Failed(failure)), &halt);
+        self.close(&mut entry, Halt::Failed, Err(BlockError::Failed(failure)), &halt);
     }
 
     /// Stops a block in flight without a verdict, and its descendants with it.
     fn halt(&mut self, hash: &BlockHash, reason: Halt) {
-        let Some(entry) = self.tree.take(hash) else { return };
+        let Some(mut entry) = self.tree.take(hash) else { return };
         Counters::add(&self.counters.cancelled);
         let descendants = match &reason {
             Halt::HandleDropped | Halt::UnknownParent(_) => Halt::AncestorCancelled(entry.block()),
             other => other.clone(),
         };
-        self.close(&entry, reason.clone(), Err(BlockError::Halted(reason)), &descendants);
+        self.close(&mut entry, reason.clone(), Err(BlockError::Halted(reason)), &descendants);
     }
 
+    /// Ends a block in flight that is not valid, and stops its descendants.
     fn close(
         &mut self,
-        entry: &Entry<S::Snapshot>,
+        entry: &mut Entry<S::Snapshot>,
         halt: Halt,
         outcome: Result<Verdict, BlockError>,
         descendants: &Halt,
     ) {
-        // The outcome first: an executor that stops at once finds it waiting.
+        let mut below = self.end(entry, halt, outcome);
+        // Not by recursion: a chain may be as long as there is room for blocks.
+        while let Some(hash) = below.pop() {
+            let Some(mut entry) = self.tree.take(&hash) else { continue };
+            Counters::add(&self.counters.cancelled);
+            let outcome = Err(BlockError::Halted(descendants.clone()));
+            below.extend(self.end(&mut entry, descendants.clone(), outcome));
+        }
+    }
+
+    /// Ends one block. Gives its children.
+    fn end(
+        &mut self,
+        entry: &mut Entry<S::Snapshot>,
+        halt: Halt,
+        outcome: Result<Verdict, BlockError>,
+    ) -> Vec<BlockHash> {
+        let children = self.tree.forget(entry);
+        // Before the outcome is out: whoever has it finds the room.
+        drop(entry.permit.take());
+        // The outcome before the gate: an executor that stops at once finds it waiting. Its ticket may be gone.
         let _unasked = entry.shared.outcome.send(outcome);
         entry.shared.gate.cancel(halt);
-        for child in self.tree.forget(entry) {
-            self.halt(&child, descendants.clone());
-        }
+        children
     }
 }
 

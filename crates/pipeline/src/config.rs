@@ -40,11 +40,14 @@ pub struct PipelineConfig {
     pub warm_up: bool,
     /// Threads for decoding, warming up and folding.
     pub threads: NonZeroUsize,
-    /// How many blocks may be between their arrival and their durable commit; further ones are refused as busy.
+    /// How many blocks may be between their arrival and their end; further ones are refused as busy. A block ends with
+    /// its verdict, or, where [`Canonical::Auto`] makes it durable, with its commit. Valid blocks that wait for
+    /// [`crate::Pipeline::set_canonical`] are not counted: they are held until it names a head.
     pub max_in_flight: NonZeroUsize,
-    /// How many blocks of unknown parents are held.
+    /// How many blocks are held that wait for an unknown parent, or stand on one that does: at most one less than
+    /// `max_in_flight`, so that the parent finds room.
     pub max_orphans: usize,
-    /// How many verdicts are remembered for re-delivered blocks.
+    /// How many verdicts are remembered for blocks that are delivered again, beyond those of blocks still in memory.
     pub max_remembered: usize,
 }
 

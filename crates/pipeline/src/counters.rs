@@ -100,7 +100,7 @@ counters! {
     failed,
     /// Lists dropped, whose blocks went on incrementally.
     bals_dropped,
-    /// Blocks held because their parent was unknown.
+    /// Blocks held because their parent, or one that it stands on, was unknown.
     orphans,
     /// Messages of executions or jobs whose block was gone already.
     late_messages,

@@ -33,7 +33,7 @@ pub enum Halt {
     /// An error of the machine struck the block itself.
     #[error("an error of the machine struck the block")]
     Failed,
-    /// The parent did not turn up while the block could be held.
+    /// The parent, or one that it stands on, did not turn up while the block could be held.
     #[error("its parent {0} is unknown")]
     UnknownParent(BlockNumHash),
     /// Another branch was made durable.

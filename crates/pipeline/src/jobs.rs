@@ -2,7 +2,8 @@
 //! warming up, folding, comparing. And the commit, which has a thread of its own.
 //!
 //! Invariants:
-//! 1. Every job answers exactly once, also when it panics.
+//! 1. Every job answers exactly once, also when it panics; but a block that was stopped before its job began needs no
+//!    answer any more, and its job is skipped.
 //! 2. A job shares nothing with the calculator but values: it is handed views and gives back values.
 
 use std::{
@@ -27,7 +28,11 @@ use foldgate_core::{
 
 use parking_lot::Mutex;
 
-use crate::{handle::AttemptId, warm::Warm};
+use crate::{
+    handle::{AttemptId, Shared},
+    verdict::Failure,
+    warm::Warm,
+};
 
 /// A decoded, validated access list and the leaves that it claims.
 #[derive(Debug)]
@@ -81,7 +86,7 @@ pub(crate) enum JobMessage<S: TrieStore> {
     },
     Committed {
         layer: Arc<Layer>,
-        result: Result<S::Snapshot, S::Error>,
+        result: Result<S::Snapshot, Failure>,
     },
 }
 
@@ -123,6 +128,9 @@ pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Warm<R>, stop: impl Fn(
     }
     touched.sort_unstable_by_key(|(hashed_address, _)| *hashed_address);
     for (hashed_address, mut slots) in touched {
+        if stop() {
+            return;
+        }
         slots.sort_unstable();
         match reader.account(&hashed_address) {
             Ok(Some(_)) => {}
@@ -191,16 +199,21 @@ impl Pool {
         Ok(Self { pool: Some(pool), threads: handles })
     }
 
-    /// Runs a job; its answer, or its panic, goes to the calculator.
+    /// Runs a job of a block; its answer, or its panic, goes to the calculator.
     pub(crate) fn spawn<S: TrieStore>(
         &self,
         answers: &Sender<JobMessage<S>>,
-        attempt: AttemptId,
+        shared: &Arc<Shared<S::Snapshot>>,
         job: impl FnOnce() -> Option<JobMessage<S>> + Send + 'static,
     ) {
         let Some(pool) = &self.pool else { return };
-        let answers = answers.clone();
+        let (answers, shared) = (answers.clone(), Arc::clone(shared));
         pool.spawn(move || {
+            // The calculator stopped the block, or the message of its handle's end is on the way.
+            if shared.gate.token().is_cancelled() {
+                return;
+            }
+            let attempt = shared.attempt;
             let answer = match catch_unwind(AssertUnwindSafe(job)) {
                 Ok(answer) => answer,
                 Err(payload) => Some(JobMessage::Panicked { attempt, message: panic_message(payload.as_ref()) }),
@@ -233,7 +246,13 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
 /// commits nothing more.
 pub(crate) fn commit_loop<S: TrieStore>(store: &S, layers: &Receiver<Arc<Layer>>, answers: &Sender<JobMessage<S>>) {
     for layer in layers {
-        let result = store.commit(&layer.to_batch()).and_then(|()| store.snapshot());
+        let commit = || store.commit(&layer.to_batch()).and_then(|()| store.snapshot());
+        // A panic must not leave those waiting who wait for the block to become durable.
+        let result = match catch_unwind(AssertUnwindSafe(commit)) {
+            Ok(Ok(snapshot)) => Ok(snapshot),
+            Ok(Err(error)) => Err(Failure::Commit { block: layer.anchor.block, error: Arc::new(error) }),
+            Err(payload) => Err(Failure::Panicked(panic_message(payload.as_ref()))),
+        };
         let failed = result.is_err();
         // The calculator is gone at shutdown; what was acknowledged is committed all the same.
         let _shut_down = answers.send(JobMessage::Committed { layer, result });

@@ -31,11 +31,14 @@ impl Permits {
 
     /// Waits until there is room, at most so long. Says whether there is.
     pub(crate) fn wait_for_room(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
+        // A time too far to be told is never.
+        let deadline = Instant::now().checked_add(timeout);
         let mut used = self.used.lock();
         while *used >= self.max {
-            if self.freed.wait_until(&mut used, deadline).timed_out() {
-                return *used < self.max;
+            match deadline {
+                None => self.freed.wait(&mut used),
+                Some(deadline) if self.freed.wait_until(&mut used, deadline).timed_out() => return *used < self.max,
+                Some(_) => {}
             }
         }
         true

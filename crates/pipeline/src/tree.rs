@@ -7,6 +7,9 @@
 //! 1. A committed block's parent is committed too, or is the durable tip of some snapshot still in use.
 //! 2. `attempts` names exactly the blocks in flight.
 //! 3. `children` lists a block under its parent's hash, whether the parent is known or not.
+//! 4. A block is named by number and hash: what claims another height than its parent's plus one has no parent here. So
+//!    a walk from parent to parent ends, whatever hashes it is told.
+//! 5. `orphans` holds exactly the blocks in flight that stand, directly or not, on a block that is unknown.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -21,7 +24,7 @@ use crate::{
     jobs::{Folded, PreparedBal},
     permits::Permit,
     request::BlockResult,
-    verdict::{BlockTimings, InvalidReason, Mode, Verdict},
+    verdict::{BlockTimings, InvalidReason, Mode, ValidBlock, Verdict},
     view::{ExecutedLayer, StateView},
     warm::Warm,
 };
@@ -67,9 +70,10 @@ pub(crate) enum CompareStage {
 pub(crate) struct Entry<R: TrieReader> {
     pub(crate) shared: Arc<Shared<R>>,
     pub(crate) parent: BlockNumHash,
-    /// The durable state at arrival: what the warm-up reads.
+    /// The durable state at arrival, or when the unknown ancestor turned up: what the warm-up reads.
     pub(crate) base: Warm<R>,
-    pub(crate) permit: Permit,
+    /// Given back before the outcome is sent, or handed on to the commit.
+    pub(crate) permit: Option<Permit>,
     pub(crate) mode: Mode,
     pub(crate) bal: BalStage,
     /// Whether the list came from a source, and not in the payload.
@@ -78,6 +82,8 @@ pub(crate) struct Entry<R: TrieReader> {
     /// What the children's executors read: set when execution ended and was confirmed.
     pub(crate) executed: Option<Arc<HashedPostState>>,
     pub(crate) fold: FoldStage,
+    /// Whether the fold gate was counted as open: it opens once, a fold may start twice.
+    pub(crate) gate_opened: bool,
     pub(crate) compare: CompareStage,
     /// Raised when the list is dropped: answers of older jobs count no more.
     pub(crate) generation: u32,
@@ -109,11 +115,39 @@ pub(crate) enum Durability {
     Durable,
 }
 
+/// A block committed in memory.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    pub(crate) layer: Arc<Layer>,
+    pub(crate) verdict: Arc<ValidBlock>,
+    pub(crate) durability: Durability,
+}
+
 /// A block that the pipeline knows.
 #[derive(Debug)]
 pub(crate) enum Node<R: TrieReader> {
     InFlight(Box<Entry<R>>),
-    Committed(Arc<Layer>, Durability),
+    Committed(Committed),
+}
+
+impl<R: TrieReader> Node<R> {
+    fn block(&self) -> BlockNumHash {
+        match self {
+            Self::InFlight(entry) => entry.block(),
+            Self::Committed(committed) => committed.layer.anchor.block,
+        }
+    }
+}
+
+/// What a block stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The durable tip, or a block that will be or was.
+    Rooted,
+    /// Something that is neither, nor ever will be.
+    Lost,
+    /// A block that is unknown.
+    Unknown,
 }
 
 /// What is known of a block's parent.
@@ -143,7 +177,7 @@ pub(crate) struct Tree<R: TrieReader> {
     pub(crate) nodes: HashMap<BlockHash, Node<R>>,
     pub(crate) children: HashMap<BlockHash, Vec<BlockHash>>,
     pub(crate) attempts: HashMap<AttemptId, BlockHash>,
-    /// Blocks in flight whose parent is unknown, oldest first.
+    /// Blocks in flight that wait for an unknown ancestor, oldest first.
     pub(crate) orphans: VecDeque<BlockHash>,
     verdicts: Remembered,
 }
@@ -165,8 +199,16 @@ impl<R: TrieReader> Tree<R> {
         self.base.anchor().block
     }
 
-    pub(crate) fn verdict(&self, hash: &BlockHash) -> Option<&Verdict> {
-        self.verdicts.by_hash.get(hash)
+    pub(crate) fn verdict(&self, hash: &BlockHash) -> Option<Verdict> {
+        match self.nodes.get(hash) {
+            Some(Node::Committed(committed)) => Some(Verdict::Valid(Arc::clone(&committed.verdict))),
+            _ => self.verdicts.by_hash.get(hash).cloned(),
+        }
+    }
+
+    /// The block of exactly this name.
+    fn node(&self, block: BlockNumHash) -> Option<&Node<R>> {
+        self.nodes.get(&block.hash).filter(|node| node.block() == block)
     }
 
     pub(crate) fn remember(&mut self, verdict: Verdict) {
@@ -177,16 +219,27 @@ impl<R: TrieReader> Tree<R> {
         if parent == self.tip() {
             return ParentStatus::Durable;
         }
-        match self.nodes.get(&parent.hash) {
+        match self.node(parent) {
             Some(Node::InFlight(_)) => return ParentStatus::InFlight,
-            Some(Node::Committed(_, Durability::Durable)) => return ParentStatus::BelowTip,
-            Some(Node::Committed(..)) => return ParentStatus::Committed,
+            Some(Node::Committed(Committed { durability: Durability::Durable, .. })) => return ParentStatus::BelowTip,
+            Some(Node::Committed(_)) => return ParentStatus::Committed,
             None => {}
         }
-        match self.verdict(&parent.hash) {
+        match self.verdicts.by_hash.get(&parent.hash) {
             Some(Verdict::Invalid(_)) => ParentStatus::Invalid,
+            // It was committed and is no more: durable below the tip, or on a branch that was dropped.
+            Some(Verdict::Valid(valid)) if valid.block == parent => ParentStatus::BelowTip,
             _ if parent.number <= self.tip().number => ParentStatus::BelowTip,
             _ => ParentStatus::Unknown,
+        }
+    }
+
+    /// Whether a block on this parent waits for an ancestor that is unknown.
+    pub(crate) fn is_orphan(&self, parent: BlockNumHash) -> bool {
+        match self.parent_status(parent) {
+            ParentStatus::Unknown => true,
+            ParentStatus::InFlight => self.orphans.contains(&parent.hash),
+            _ => false,
         }
     }
 
@@ -194,7 +247,7 @@ impl<R: TrieReader> Tree<R> {
     pub(crate) fn take(&mut self, hash: &BlockHash) -> Option<Box<Entry<R>>> {
         match self.nodes.remove(hash)? {
             Node::InFlight(entry) => Some(entry),
-            committed @ Node::Committed(..) => {
+            committed @ Node::Committed(_) => {
                 self.nodes.insert(*hash, committed);
                 None
             }
@@ -230,7 +283,7 @@ impl<R: TrieReader> Tree<R> {
         let mut layers = Vec::new();
         let mut at = parent;
         while at != bottom {
-            let Some(Node::Committed(layer, _)) = self.nodes.get(&at.hash) else { return None };
+            let Some(Node::Committed(Committed { layer, .. })) = self.node(at) else { return None };
             layers.push(Arc::clone(layer));
             at = layer.parent;
         }
@@ -243,7 +296,7 @@ impl<R: TrieReader> Tree<R> {
     pub(crate) fn state_view(&self, base: &Warm<R>, parent: BlockNumHash) -> Option<StateView<R>> {
         let mut executed = Vec::new();
         let mut at = parent;
-        while let Some(Node::InFlight(entry)) = self.nodes.get(&at.hash) {
+        while let Some(Node::InFlight(entry)) = self.node(at) {
             executed.push(ExecutedLayer { block: at, state: Arc::clone(entry.executed.as_ref()?) });
             at = entry.parent;
         }
@@ -255,9 +308,12 @@ impl<R: TrieReader> Tree<R> {
         let mut path = Vec::new();
         let mut at = head;
         while at != self.queued_head.hash {
-            let Some(Node::Committed(layer, Durability::InMemory)) = self.nodes.get(&at) else { return None };
-            path.push(Arc::clone(layer));
-            at = layer.parent.hash;
+            let Some(Node::Committed(committed)) = self.nodes.get(&at) else { return None };
+            if !matches!(committed.durability, Durability::InMemory) {
+                return None;
+            }
+            path.push(Arc::clone(&committed.layer));
+            at = committed.layer.parent.hash;
         }
         path.reverse();
         Some(path)
@@ -265,58 +321,61 @@ impl<R: TrieReader> Tree<R> {
 
     /// Drops what the new durable tip has made useless. Gives the blocks in flight that can no longer win.
     pub(crate) fn prune(&mut self) -> Vec<BlockHash> {
-        let tip = self.tip();
-        let (lost, lost_in_flight): (Vec<_>, Vec<_>) = self
-            .nodes
-            .keys()
-            .filter(|hash| self.is_lost(hash))
-            .copied()
-            .partition(|hash| matches!(self.nodes.get(hash), Some(Node::Committed(..))));
-        for hash in lost {
-            if let Some(Node::Committed(layer, _)) = self.nodes.remove(&hash) {
-                self.unlink(&layer.parent.hash, &hash);
+        let standings: Vec<_> = self.nodes.keys().map(|hash| (*hash, self.standing(hash))).collect();
+        let mut lost_in_flight = Vec::new();
+        for (hash, standing) in standings {
+            match (standing, self.nodes.get_mut(&hash)) {
+                (Standing::Lost, Some(Node::InFlight(_))) => lost_in_flight.push(hash),
+                (Standing::Lost, Some(Node::Committed(_))) => self.retire(&hash),
+                // Nothing tells when, or whether, its ancestor turns up: until then it must keep no old snapshot, nor
+                // the layers above that.
+                (Standing::Unknown, Some(Node::InFlight(entry))) => entry.base = self.base.clone(),
+                _ => {}
             }
         }
         let oldest_base = self.nodes.values().filter_map(|node| match node {
             Node::InFlight(entry) => Some(entry.base.anchor().block.number),
-            Node::Committed(..) => None,
+            Node::Committed(_) => None,
         });
-        let oldest_base = oldest_base.min().unwrap_or(tip.number).min(tip.number);
+        let tip = self.tip().number;
+        let oldest_base = oldest_base.min().unwrap_or(tip).min(tip);
+        let done = |committed: &Committed| {
+            matches!(committed.durability, Durability::Durable) && committed.layer.anchor.block.number <= oldest_base
+        };
         let done: Vec<_> = self
             .nodes
             .iter()
-            .filter_map(|(hash, node)| match node {
-                Node::Committed(layer, Durability::Durable) if layer.anchor.block.number <= oldest_base => {
-                    Some((*hash, layer.parent.hash))
-                }
-                _ => None,
-            })
+            .filter_map(|(hash, node)| matches!(node, Node::Committed(committed) if done(committed)).then_some(*hash))
             .collect();
-        for (hash, parent) in done {
-            self.nodes.remove(&hash);
-            self.unlink(&parent, &hash);
-        }
+        done.iter().for_each(|hash| self.retire(hash));
         lost_in_flight
     }
 
-    /// Whether a block stands on something that is neither the durable tip nor a block that may follow it.
-    fn is_lost(&self, hash: &BlockHash) -> bool {
+    /// Lets go of a committed block, but for its verdict.
+    fn retire(&mut self, hash: &BlockHash) {
+        if let Some(Node::Committed(Committed { layer, verdict, .. })) = self.nodes.remove(hash) {
+            self.unlink(&layer.parent.hash, hash);
+            self.remember(Verdict::Valid(Arc::new(ValidBlock { layer: None, ..(*verdict).clone() })));
+        }
+    }
+
+    fn standing(&self, hash: &BlockHash) -> Standing {
         let tip = self.tip();
-        let mut at = *hash;
+        let mut node = self.nodes.get(hash);
         loop {
-            let parent = match self.nodes.get(&at) {
+            let parent = match node {
                 Some(Node::InFlight(entry)) => entry.parent,
-                Some(Node::Committed(_, Durability::Durable | Durability::Queued { .. })) => return false,
-                Some(Node::Committed(layer, Durability::InMemory)) => layer.parent,
-                None => return false,
+                Some(Node::Committed(Committed { layer, durability: Durability::InMemory, .. })) => layer.parent,
+                Some(Node::Committed(_)) => return Standing::Rooted,
+                None => return Standing::Unknown,
             };
             if parent == tip {
-                return false;
+                return Standing::Rooted;
             }
             if parent.number <= tip.number {
-                return true;
+                return Standing::Lost;
             }
-            at = parent.hash;
+            node = self.node(parent);
         }
     }
 }

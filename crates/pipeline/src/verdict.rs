@@ -62,8 +62,10 @@ pub struct ValidBlock {
     pub confirmed_by: ConfirmedBy,
     /// Where the time went.
     pub timings: BlockTimings,
-    /// Everything that the block changed: leaves with old and new values, storage roots, trie nodes, code.
-    pub layer: Arc<Layer>,
+    /// Everything that the block changed: leaves with old and new values, storage roots, trie nodes, code. `None` only
+    /// in the remembered verdict of a block that is delivered again after its layer was let go: it is durable, or stood
+    /// on a branch that was dropped.
+    pub layer: Option<Arc<Layer>>,
 }
 
 /// Why a block is invalid.

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use alloy_primitives::{B256, Bytes, U256};
 use foldgate_core::{
-    AccountInfo, BlockHash, BlockNumHash, BlockNumber, HashedPostState, Overlay, StateReader, TrieReader,
+    AccountInfo, BlockHash, BlockNumHash, BlockNumber, EmptyAccounts, HashedPostState, Overlay, StateReader, TrieReader,
 };
 
 use crate::{gate::StateGate, halt::Halt, warm::Warm};
@@ -52,11 +52,19 @@ impl<R: TrieReader> StateView<R> {
     }
 
     fn storage(&self, hashed_address: &B256, hashed_slot: &B256) -> Result<U256, R::Error> {
-        let executed = self.executed.iter().filter_map(|layer| layer.state.accounts.get(hashed_address));
-        match executed.filter_map(|delta| delta.slot(hashed_slot)).next() {
-            Some(value) => Ok(value),
-            None => self.committed.storage(hashed_address, hashed_slot),
+        for (position, layer) in self.executed.iter().enumerate() {
+            let Some(delta) = layer.state.accounts.get(hashed_address) else { continue };
+            // A removed account takes its storage along, whatever was written to it in the same block.
+            let may_be_removed =
+                layer.state.empty_accounts == EmptyAccounts::Remove || delta.cleared != Default::default();
+            if may_be_removed && self.info_below(&self.executed[position..], hashed_address)?.is_none() {
+                return Ok(U256::ZERO);
+            }
+            if let Some(value) = delta.slot(hashed_slot) {
+                return Ok(value);
+            }
         }
+        self.committed.storage(hashed_address, hashed_slot)
     }
 
     fn code(&self, code_hash: &B256) -> Result<Option<Bytes>, R::Error> {
@@ -141,5 +149,72 @@ impl<R: TrieReader> StateReader for ParentState<R> {
 
     fn block_hash(&self, number: BlockNumber) -> Result<Option<BlockHash>, Self::Error> {
         self.read(|view| view.block_hash(number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use foldgate_core::{
+        AccountDelta, MemoryStore, TrieStore,
+        trie::bulk::{GenesisAccount, StateLoad, genesis_items},
+    };
+
+    use super::*;
+
+    const ADDRESS: B256 = B256::repeat_byte(7);
+    const SLOT: B256 = B256::repeat_byte(5);
+
+    fn layer(number: u64, empty_accounts: EmptyAccounts, delta: AccountDelta) -> ExecutedLayer {
+        let mut state = HashedPostState::new(empty_accounts);
+        state.accounts.insert(ADDRESS, delta);
+        let hash = B256::repeat_byte(u8::try_from(number).unwrap());
+        ExecutedLayer { block: BlockNumHash::new(number, hash), state: Arc::new(state) }
+    }
+
+    fn balance(wei: u64) -> AccountDelta {
+        AccountDelta { balance: Some(U256::from(wei)), ..AccountDelta::default() }
+    }
+
+    /// What a view over these layers, oldest first, and over an empty state says of the account.
+    fn read(mut executed: Vec<ExecutedLayer>) -> (Option<U256>, U256) {
+        let store = MemoryStore::new();
+        let none = genesis_items(Vec::<(alloy_primitives::Address, GenesisAccount)>::new());
+        let source = none.into_iter().map(Ok::<_, std::convert::Infallible>);
+        store.load(StateLoad::new(source, BlockNumHash::new(0, B256::ZERO))).unwrap();
+        executed.reverse();
+        let committed = Overlay::new(Warm::new(store.snapshot().unwrap()), Vec::new()).unwrap();
+        let view = StateView { executed, committed };
+        (view.account_info(&ADDRESS).unwrap().map(|info| info.balance), view.storage(&ADDRESS, &SLOT).unwrap())
+    }
+
+    /// EIP-7610 knows accounts with storage and without nonce and code: emptied, they are removed by EIP-161.
+    #[test]
+    fn storage_goes_with_an_account_that_a_list_empties() {
+        let owner = AccountDelta { storage: [(SLOT, U256::from(99))].into_iter().collect(), ..balance(10) };
+        let created = layer(1, EmptyAccounts::Keep, owner.clone());
+        assert_eq!(read(vec![created.clone()]), (Some(U256::from(10)), U256::from(99)));
+        let emptied = layer(2, EmptyAccounts::Remove, balance(0));
+        assert_eq!(read(vec![created.clone(), emptied.clone()]), (None, U256::ZERO));
+        // Created again, it starts without storage.
+        let again = layer(3, EmptyAccounts::Remove, balance(3));
+        assert_eq!(read(vec![created.clone(), emptied, again.clone()]), (Some(U256::from(3)), U256::ZERO));
+        // What the emptying block wrote goes too.
+        let written = AccountDelta { balance: Some(U256::ZERO), ..owner };
+        let written = layer(2, EmptyAccounts::Remove, written);
+        assert_eq!(read(vec![created.clone(), written]), (None, U256::ZERO));
+        // Not emptied, it keeps what it has.
+        assert_eq!(read(vec![created, again]), (Some(U256::from(3)), U256::from(99)));
+    }
+
+    #[test]
+    fn storage_goes_with_an_account_that_execution_deletes() {
+        let owner = AccountDelta { storage: [(SLOT, U256::from(99))].into_iter().collect(), ..balance(10) };
+        let created = layer(1, EmptyAccounts::Keep, owner);
+        let mut deleted = AccountDelta::default();
+        deleted.delete();
+        let mut again = deleted.clone();
+        again.balance = Some(U256::from(1));
+        assert_eq!(read(vec![created.clone(), layer(2, EmptyAccounts::Keep, deleted)]), (None, U256::ZERO));
+        assert_eq!(read(vec![created, layer(2, EmptyAccounts::Keep, again)]), (Some(U256::from(1)), U256::ZERO));
     }
 }

@@ -318,6 +318,7 @@ impl<S: TrieStore> Calculator<S> {
             }
             JobMessage::Folded { generation, folded, .. } if generation == entry.generation => match folded {
                 Ok(folded) => {
+                    entry.timings.gate_wait = folded.gate_wait;
                     entry.timings.resolve = folded.resolve;
                     entry.timings.fold = folded.fold;
                     entry.fold = FoldStage::Done(Arc::new(folded));
@@ -603,12 +604,11 @@ impl<S: TrieStore> Calculator<S> {
                 &counters.gates_opened_from_memory
             });
         }
-        entry.timings.gate_wait = ready.elapsed();
         entry.fold = FoldStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
         let options = FoldOptions::default();
         self.pool.spawn(&self.answers, &entry.shared, move || {
-            let folded = jobs::resolve_and_fold(&state, &parent, &options);
+            let folded = jobs::resolve_and_fold(&state, &parent, &options, ready);
             Some(JobMessage::Folded { attempt, generation, folded })
         });
         None

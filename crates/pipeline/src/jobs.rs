@@ -18,7 +18,7 @@ use std::{
 
 use alloy_primitives::{B256, Bytes};
 use crossbeam_channel::{Receiver, Sender};
-use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch, Touch};
+use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch, Touch, bal_hash};
 use foldgate_core::{
     AccountInfo, BlockFacts, HashedPostState, KeyHasher, Layer, Overlay, StateReader as _, TrieReader, TrieStore,
     keys::{hash_address, hash_slot},
@@ -57,6 +57,8 @@ pub(crate) enum Prepared {
 #[derive(Debug)]
 pub(crate) struct Folded {
     pub(crate) outcome: FoldOutcome,
+    /// From when the leaves were at hand until a thread took them up.
+    pub(crate) gate_wait: Duration,
     pub(crate) resolve: Duration,
     pub(crate) fold: Duration,
 }
@@ -95,7 +97,8 @@ pub(crate) fn prepare(raw: &Bytes, facts: &BlockFacts) -> Prepared {
     let limits = BalLimits::from(facts);
     let decoded = match facts.expected_bal_hash {
         Some(expected) => Bal::decode_checked(raw.clone(), expected, &limits),
-        None => decode_uncommitted(raw, &limits),
+        // No header commits to it: it is what it is. Its items are counted before memory is taken for them all the same.
+        None => Bal::decode_checked(raw.clone(), bal_hash(raw), &limits),
     };
     match decoded {
         Ok(bal) => {
@@ -105,13 +108,6 @@ pub(crate) fn prepare(raw: &Bytes, facts: &BlockFacts) -> Prepared {
         Err(BalError::Hash(HashMismatch { got, expected })) => Prepared::WrongHash { got, expected },
         Err(error) => Prepared::Malformed(Arc::new(error)),
     }
-}
-
-/// Decodes and validates a list that no header commits to.
-fn decode_uncommitted(raw: &Bytes, limits: &BalLimits) -> Result<Bal, BalError> {
-    let bal = Bal::decode(raw.clone())?;
-    bal.validate(limits)?;
-    Ok(bal)
 }
 
 /// Reads the records that a list names, read or written, into the snapshot's cache, in order of their keys. Stops when
@@ -146,17 +142,18 @@ pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Warm<R>, stop: impl Fn(
     }
 }
 
-/// Resolves accumulated changes against the parent's state and folds them.
+/// Resolves accumulated changes, which were at hand since `ready`, against the parent's state and folds them.
 pub(crate) fn resolve_and_fold<R: TrieReader>(
     state: &HashedPostState,
     parent: &Overlay<Warm<R>>,
     options: &FoldOptions,
+    ready: Instant,
 ) -> Result<Folded, FoldError<R::Error>> {
     let begin = Instant::now();
     let changes = resolve(state, parent).map_err(FoldError::Read)?;
     let resolved = Instant::now();
     let outcome = fold(parent, changes, options)?;
-    Ok(Folded { outcome, resolve: resolved - begin, fold: resolved.elapsed() })
+    Ok(Folded { outcome, gate_wait: begin - ready, resolve: resolved - begin, fold: resolved.elapsed() })
 }
 
 /// Whether executed writes lead from the parent's state to the state that was folded.

@@ -98,7 +98,8 @@ pub enum InvalidReason {
         got: B256,
         /// The header's.
         expected: B256,
-        /// The first difference, where both lists were at hand.
+        /// The first difference, where both lists were at hand. There, `got` is what the block's list says, and
+        /// `expected` what execution gave.
         difference: Option<Arc<foldgate_bal::BalMismatch>>,
     },
     /// The executor found the block invalid.

@@ -1,0 +1,119 @@
+//! What becomes durable: the canonical head, the queue to the committer, and what a new durable tip changes.
+//!
+//! Invariants:
+//! 1. Blocks go to the committer parents first, each once.
+//! 2. After a failed commit nothing more is admitted or committed, and nobody waits for ever.
+
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use foldgate_core::{BlockHash, BlockNumHash, Layer, TrieReader, TrieStore};
+
+use super::Calculator;
+use crate::{
+    counters::Counters,
+    halt::Halt,
+    permits::Permit,
+    pipeline::CanonicalError,
+    tree::{Committed, Durability, Node},
+    verdict::Failure,
+    warm::Warm,
+};
+
+impl<S: TrieStore> Calculator<S> {
+    pub(super) fn set_canonical(&mut self, head: BlockHash, reply: Sender<Result<(), CanonicalError>>) {
+        let durable = self.tree.tip();
+        let answer = match self.tree.nodes.get(&head) {
+            _ if head == durable.hash => Some(Ok(())),
+            Some(Node::InFlight(entry)) => Some(Err(CanonicalError::NotJudged(entry.block()))),
+            None => Some(Err(CanonicalError::Unknown(head))),
+            Some(Node::Committed(Committed { layer, durability: Durability::Queued { .. }, .. })) => {
+                self.canonical_waiters.push((layer.anchor.block, reply.clone()));
+                None
+            }
+            Some(Node::Committed(Committed { layer, .. })) => {
+                let block = layer.anchor.block;
+                match self.tree.path_to(head) {
+                    None => Some(Err(CanonicalError::NotADescendant { block, of: self.tree.queued_head })),
+                    Some(path) => {
+                        self.canonical_waiters.push((block, reply.clone()));
+                        path.iter().for_each(|layer| self.queue(layer.anchor.block, None));
+                        None
+                    }
+                }
+            }
+        };
+        if let Some(answer) = answer {
+            // The caller waits for the answer; if it is gone, nobody does.
+            let _gone = reply.send(answer);
+        }
+        self.answer_waiters();
+    }
+
+    /// Hands a committed block to the committer.
+    pub(super) fn queue(&mut self, block: BlockNumHash, permit: Option<Permit>) {
+        let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) else { return };
+        committed.durability = Durability::Queued { _permit: permit };
+        self.tree.queued_head = block;
+        // The committer is gone only after a failure, whose answer is on its way.
+        let _failed = self.commits.send(Arc::clone(&committed.layer));
+    }
+
+    pub(super) fn on_committed(&mut self, layer: &Layer, result: Result<S::Snapshot, Failure>) {
+        let block = layer.anchor.block;
+        match result {
+            Ok(snapshot) => {
+                Counters::add(&self.counters.commits);
+                self.tree.base = Warm::new(snapshot);
+                if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) {
+                    committed.durability = Durability::Durable;
+                }
+                for lost in self.tree.prune() {
+                    self.halt(&lost, Halt::ForkLost);
+                }
+            }
+            Err(failure) => {
+                self.broken = Some(failure.clone());
+                // What was queued will not be committed: its room is given back, so that callers get to hear why.
+                for node in self.tree.nodes.values_mut() {
+                    if let Node::Committed(Committed { durability: durability @ Durability::Queued { .. }, .. }) = node
+                    {
+                        *durability = Durability::InMemory;
+                    }
+                }
+                let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
+                for hash in in_flight {
+                    if let Some(entry) = self.tree.take(&hash) {
+                        self.close_failed(entry, failure.clone());
+                    }
+                }
+            }
+        }
+        self.answer_waiters();
+    }
+
+    pub(super) fn answer_waiters(&mut self) {
+        let durable = self.tree.base.anchor();
+        if let Some(failure) = &self.broken {
+            for (_, waiter) in self.canonical_waiters.drain(..) {
+                let _gone = waiter.send(Err(CanonicalError::Failed(failure.clone())));
+            }
+            for waiter in self.flush_waiters.drain(..) {
+                let _gone = waiter.send(Err(failure.clone()));
+            }
+            return;
+        }
+        self.canonical_waiters.retain(|(block, waiter)| {
+            let done = block.number <= durable.block.number;
+            if done {
+                let _gone = waiter.send(Ok(()));
+            }
+            !done
+        });
+        if self.tree.queued_head == durable.block {
+            for waiter in self.flush_waiters.drain(..) {
+                let _gone = waiter.send(Ok(durable));
+            }
+        }
+    }
+}

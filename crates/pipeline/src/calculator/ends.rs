@@ -1,0 +1,131 @@
+//! How a block ends: valid, invalid, failed, or stopped; and what that means for its descendants.
+//!
+//! Invariant: an outcome is sent once, when the room that the block took was given back.
+
+use std::sync::Arc;
+
+use foldgate_core::{BlockHash, Layer, StateAnchor, TrieStore};
+
+use super::Calculator;
+use crate::{
+    config::Canonical,
+    counters::Counters,
+    halt::Halt,
+    jobs::Folded,
+    tree::{BalStage, Committed, Durability, Entry, FoldStage, Node},
+    verdict::{BlockError, ConfirmedBy, Failure, InvalidBlock, InvalidReason, ValidBlock, Verdict},
+};
+
+impl<S: TrieStore> Calculator<S> {
+    pub(super) fn close_valid(
+        &mut self,
+        mut entry: Entry<S::Snapshot>,
+        confirmed_by: ConfirmedBy,
+        folded: Arc<Folded>,
+    ) {
+        Counters::add(&self.counters.valid);
+        let block = entry.block();
+        entry.timings.verdict = entry.arrival.elapsed();
+        let bal = match &entry.bal {
+            BalStage::Ready(prepared) => Some(prepared.bal.raw().clone()),
+            BalStage::None | BalStage::Preparing => None,
+        };
+        entry.fold = FoldStage::Idle;
+        // The job has ended, so that this is the last reference: nothing is copied but where a panic kept one.
+        let outcome = Arc::try_unwrap(folded).map_or_else(|shared| shared.outcome.clone(), |folded| folded.outcome);
+        let layer = Arc::new(Layer {
+            parent: entry.parent,
+            anchor: StateAnchor { block, state_root: outcome.computed_state_root },
+            diff: outcome.diff,
+            updates: outcome.updates,
+            bal,
+        });
+        let verdict = Arc::new(ValidBlock {
+            block,
+            computed_state_root: layer.anchor.state_root,
+            mode: entry.mode,
+            confirmed_by,
+            timings: entry.timings,
+            layer: Some(Arc::clone(&layer)),
+        });
+        self.tree.attempts.remove(&entry.shared.attempt);
+        let goes_on = self.config.canonical == Canonical::Auto && layer.parent == self.tree.queued_head;
+        let Entry { shared, permit, .. } = entry;
+        let committed = Committed { layer, verdict: Arc::clone(&verdict), durability: Durability::InMemory };
+        self.tree.nodes.insert(block.hash, Node::Committed(committed));
+        if goes_on {
+            self.queue(block, permit);
+        } else {
+            // Before the verdict is out: whoever has it finds the room.
+            drop(permit);
+        }
+        // The ticket may be gone: nobody asked.
+        let _unasked = shared.outcome.send(Ok(Verdict::Valid(verdict)));
+        self.touch_children(&block.hash);
+    }
+
+    pub(super) fn close_invalid(&mut self, mut entry: Box<Entry<S::Snapshot>>, reason: InvalidReason) {
+        Counters::add(&self.counters.invalid);
+        let block = entry.block();
+        let early = entry.early.take();
+        // A list that is not the header's came with this delivery; the block's hash does not name it, and the next
+        // delivery may bring the right one.
+        let of_the_block = !matches!(reason, InvalidReason::BalHashMismatch { .. });
+        let verdict = Verdict::Invalid(Arc::new(InvalidBlock { block, reason, early }));
+        if of_the_block {
+            self.tree.remember(verdict.clone());
+        }
+        self.close(&mut entry, Halt::Judged, Ok(verdict), &Halt::AncestorInvalid(block));
+    }
+
+    pub(super) fn close_failed(&mut self, mut entry: Box<Entry<S::Snapshot>>, failure: Failure) {
+        Counters::add(&self.counters.failed);
+        let halt = Halt::AncestorFailed(entry.block());
+        self.close(&mut entry, Halt::Failed, Err(BlockError::Failed(failure)), &halt);
+    }
+
+    /// Stops a block in flight without a verdict, and its descendants with it.
+    pub(super) fn halt(&mut self, hash: &BlockHash, reason: Halt) {
+        let Some(mut entry) = self.tree.take(hash) else { return };
+        Counters::add(&self.counters.cancelled);
+        let descendants = match &reason {
+            Halt::HandleDropped | Halt::UnknownParent(_) => Halt::AncestorCancelled(entry.block()),
+            other => other.clone(),
+        };
+        self.close(&mut entry, reason.clone(), Err(BlockError::Halted(reason)), &descendants);
+    }
+
+    /// Ends a block in flight that is not valid, and stops its descendants.
+    pub(super) fn close(
+        &mut self,
+        entry: &mut Entry<S::Snapshot>,
+        halt: Halt,
+        outcome: Result<Verdict, BlockError>,
+        descendants: &Halt,
+    ) {
+        let mut below = self.end(entry, halt, outcome);
+        // Not by recursion: a chain may be as long as there is room for blocks.
+        while let Some(hash) = below.pop() {
+            let Some(mut entry) = self.tree.take(&hash) else { continue };
+            Counters::add(&self.counters.cancelled);
+            let outcome = Err(BlockError::Halted(descendants.clone()));
+            below.extend(self.end(&mut entry, descendants.clone(), outcome));
+        }
+    }
+
+    /// Ends one block. Gives its children.
+    pub(super) fn end(
+        &mut self,
+        entry: &mut Entry<S::Snapshot>,
+        halt: Halt,
+        outcome: Result<Verdict, BlockError>,
+    ) -> Vec<BlockHash> {
+        let children = self.tree.forget(entry);
+        // Before the outcome is out: whoever has it finds the room.
+        drop(entry.permit.take());
+        // The outcome before the gate: an executor that stops at once finds it waiting. Its ticket may be gone.
+        let _unasked = entry.shared.outcome.send(outcome);
+        entry.shared.gate.cancel(halt);
+        children
+    }
+}

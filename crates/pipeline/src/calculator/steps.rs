@@ -1,0 +1,248 @@
+//! What a block's stages allow: opening its gates, starting its fold, holding its root and its list to what execution
+//! and header say.
+//!
+//! Invariant: a step depends on the block's stages and on its ancestors' alone, never on which event came last.
+
+use std::{sync::Arc, time::Instant};
+
+use alloy_primitives::B256;
+use foldgate_core::{BlockHash, HashedPostState, TrieReader, TrieStore, trie::FoldOptions};
+
+use super::{Calculator, Progress};
+use crate::{
+    config::OnEarlyMismatch,
+    counters::{Counters, SkipReason},
+    jobs::{self, Folded, JobMessage},
+    request::RebuiltBal,
+    tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node},
+    verdict::{ConfirmedBy, Failure, InvalidReason, Mode},
+};
+
+impl<S: TrieStore> Calculator<S> {
+    pub(super) fn touch_children(&mut self, parent: &BlockHash) {
+        if let Some(children) = self.tree.children.get(parent) {
+            self.touched.extend(children);
+        }
+    }
+
+    /// Does whatever has become possible for a block.
+    pub(super) fn step(&mut self, hash: &BlockHash) {
+        let Some(mut entry) = self.tree.take(hash) else { return };
+        if self.tree.orphans.contains(hash) && !self.tree.is_orphan(entry.parent) {
+            self.tree.orphans.retain(|orphan| orphan != hash);
+            self.touch_children(hash);
+        }
+        self.open_state_gate(&mut entry);
+        let progress = self.advance(&mut entry);
+        self.settle(entry, progress);
+    }
+
+    pub(super) fn settle(&mut self, entry: Box<Entry<S::Snapshot>>, progress: Progress) {
+        match progress {
+            Progress::Pending => drop(self.tree.nodes.insert(entry.block().hash, Node::InFlight(entry))),
+            Progress::Invalid(reason) => self.close_invalid(entry, reason),
+            Progress::Failed(failure) => self.close_failed(entry, failure),
+            Progress::Valid(confirmed_by, folded) => self.close_valid(*entry, confirmed_by, folded),
+        }
+    }
+
+    /// Lets the executor read as soon as every ancestor in flight has been executed.
+    pub(super) fn open_state_gate(&self, entry: &mut Entry<S::Snapshot>) {
+        if !entry.shared.gate.is_open()
+            && let Some(view) = self.tree.state_view(&entry.base, entry.parent)
+        {
+            entry.shared.gate.open(view);
+        }
+    }
+
+    pub(super) fn advance(&mut self, entry: &mut Entry<S::Snapshot>) -> Progress {
+        if let Some(ended) = self.confirm_execution(entry) {
+            return ended;
+        }
+        if let Some(failed) = self.start_fold(entry) {
+            return Progress::Failed(failed);
+        }
+        let progress = self.judge(entry);
+        // A list that was dropped in judging: the executed writes may be at hand already.
+        if matches!(entry.fold, FoldStage::Idle)
+            && matches!(progress, Progress::Pending)
+            && let Some(failed) = self.start_fold(entry)
+        {
+            return Progress::Failed(failed);
+        }
+        progress
+    }
+
+    /// Holds an ended execution to the list that the header commits to, and hands the executed state to the children.
+    pub(super) fn confirm_execution(&mut self, entry: &mut Entry<S::Snapshot>) -> Option<Progress> {
+        let ExecutionStage::Finished { recorded, result } = &entry.execution else { return None };
+        if let Some(error) = entry.shared.read_failure.get() {
+            return Some(Progress::Failed(Failure::Read(error.clone())));
+        }
+        let prepared = match &entry.bal {
+            BalStage::Ready(prepared) => Some(prepared),
+            BalStage::None => None,
+            // The judgement of the list comes before that of its confirmation.
+            BalStage::Preparing => return Some(Progress::Pending),
+        };
+        if let Some(expected) = entry.shared.facts.expected_bal_hash {
+            match &result.rebuilt_bal {
+                None => return Some(Progress::Failed(Failure::NotRebuilt)),
+                Some(rebuilt) if rebuilt.hash != expected => {
+                    return Some(Progress::Invalid(bal_mismatch(rebuilt, expected, prepared.map(|p| &p.bal))));
+                }
+                Some(_) => {}
+            }
+        } else if let (Some(prepared), Some(rebuilt)) = (prepared, &result.rebuilt_bal)
+            && rebuilt.hash != prepared.bal.hash()
+        {
+            let recorded = recorded.clone();
+            self.drop_bal(entry, SkipReason::NotConfirmed);
+            return self.publish_executed(entry, recorded);
+        }
+        let confirmed = || Some(result.rebuilt_bal.as_ref()?.hash == prepared?.bal.hash()).filter(|same| *same);
+        let state = recorded.clone().or_else(|| confirmed().and(prepared).map(|prepared| Arc::clone(&prepared.state)));
+        self.publish_executed(entry, state)
+    }
+
+    pub(super) fn publish_executed(
+        &mut self,
+        entry: &mut Entry<S::Snapshot>,
+        state: Option<Arc<HashedPostState>>,
+    ) -> Option<Progress> {
+        if entry.executed.is_none() {
+            let Some(state) = state else { return Some(Progress::Failed(Failure::NoWrites)) };
+            entry.executed = Some(state);
+            self.touch_children(&entry.block().hash);
+        }
+        None
+    }
+
+    /// Starts the fold if the gate is open and the leaves are at hand.
+    pub(super) fn start_fold(&mut self, entry: &mut Entry<S::Snapshot>) -> Option<Failure> {
+        if !matches!(entry.fold, FoldStage::Idle) {
+            return None;
+        }
+        let state = match (&entry.mode, &entry.bal) {
+            (Mode::BalDriven, BalStage::Ready(prepared)) => Arc::clone(&prepared.state),
+            (Mode::BalDriven, _) => return None,
+            (Mode::Incremental(_), _) => Arc::clone(entry.executed.as_ref()?),
+        };
+        let ready = *entry.leaves_ready.get_or_insert_with(Instant::now);
+        let parent = self.tree.committed_view(&entry.base, entry.parent)?;
+        let counters = &self.counters;
+        match entry.mode {
+            Mode::BalDriven => {
+                Counters::add(&counters.folds_ahead);
+                if matches!(entry.execution, ExecutionStage::Running) {
+                    Counters::add(&counters.folds_before_execution_ended);
+                }
+            }
+            Mode::Incremental(_) => Counters::add(&counters.folds_incremental),
+        }
+        if !entry.gate_opened {
+            entry.gate_opened = true;
+            let durable = entry.parent == parent.base().anchor().block;
+            Counters::add(if durable {
+                &counters.gates_opened_from_durable
+            } else {
+                &counters.gates_opened_from_memory
+            });
+        }
+        entry.fold = FoldStage::Running;
+        let (attempt, generation) = (entry.shared.attempt, entry.generation);
+        let options = FoldOptions::default();
+        self.pool.spawn(&self.answers, &entry.shared, move || {
+            let folded = jobs::resolve_and_fold(&state, &parent, &options, ready);
+            Some(JobMessage::Folded { attempt, generation, folded })
+        });
+        None
+    }
+
+    /// Gives up a block's list: the block goes on incrementally.
+    pub(super) fn drop_bal(&self, entry: &mut Entry<S::Snapshot>, reason: SkipReason) {
+        Counters::add(&self.counters.bals_dropped);
+        if entry.mode == Mode::BalDriven {
+            self.counters.skip(reason);
+            entry.mode = Mode::Incremental(reason);
+            entry.generation += 1;
+            entry.fold = FoldStage::Idle;
+            entry.compare = CompareStage::Idle;
+            entry.leaves_ready = None;
+        }
+        entry.bal = BalStage::None;
+    }
+
+    /// Compares the folded root with the header's, and judges when execution has confirmed the state.
+    pub(super) fn judge(&mut self, entry: &mut Entry<S::Snapshot>) -> Progress {
+        let FoldStage::Done(folded) = &entry.fold else { return Progress::Pending };
+        let folded = Arc::clone(folded);
+        let facts = &entry.shared.facts;
+        let finished = match &entry.execution {
+            ExecutionStage::Running => None,
+            ExecutionStage::Finished { recorded, result } => Some((recorded, result)),
+        };
+        let late_root = finished.and_then(|(_, result)| result.expected_state_root);
+        let Some(expected) = facts.expected_state_root.or(late_root) else {
+            return if finished.is_some() { Progress::Failed(Failure::NoExpectedRoot) } else { Progress::Pending };
+        };
+        let got = folded.outcome.computed_state_root;
+        if got != expected {
+            let mismatch = InvalidReason::StateRootMismatch { got, expected };
+            return match entry.mode {
+                Mode::BalDriven if facts.expected_bal_hash.is_none() => {
+                    self.drop_bal(entry, SkipReason::EarlyRootMismatch);
+                    Progress::Pending
+                }
+                Mode::BalDriven
+                    if self.config.on_early_mismatch == OnEarlyMismatch::FindReason && finished.is_none() =>
+                {
+                    entry.early = Some(mismatch);
+                    Progress::Pending
+                }
+                _ => Progress::Invalid(mismatch),
+            };
+        }
+        let Some((recorded, result)) = finished else { return Progress::Pending };
+        if matches!(entry.bal, BalStage::Preparing) {
+            return Progress::Pending;
+        }
+        match entry.mode {
+            Mode::Incremental(_) => Progress::Valid(ConfirmedBy::Execution, folded),
+            // `confirm_execution` has compared the hashes.
+            Mode::BalDriven if result.rebuilt_bal.is_some() => Progress::Valid(ConfirmedBy::Bal, folded),
+            Mode::BalDriven => match entry.compare {
+                CompareStage::Equal => Progress::Valid(ConfirmedBy::PostState, folded),
+                CompareStage::Running => Progress::Pending,
+                CompareStage::Idle => {
+                    let Some(executed) = recorded.clone() else { return Progress::Failed(Failure::NoWrites) };
+                    self.start_compare(entry, executed, folded);
+                    Progress::Pending
+                }
+            },
+        }
+    }
+
+    pub(super) fn start_compare(
+        &self,
+        entry: &mut Entry<S::Snapshot>,
+        executed: Arc<HashedPostState>,
+        folded: Arc<Folded>,
+    ) {
+        // The parent is committed: the fold has ended.
+        let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
+        entry.compare = CompareStage::Running;
+        let (attempt, generation) = (entry.shared.attempt, entry.generation);
+        self.pool.spawn(&self.answers, &entry.shared, move || {
+            let equal = jobs::leads_to(&executed, &parent, &folded.outcome);
+            Some(JobMessage::Compared { attempt, generation, equal })
+        });
+    }
+}
+
+fn bal_mismatch(rebuilt: &RebuiltBal, expected: B256, given: Option<&foldgate_bal::Bal>) -> InvalidReason {
+    let difference = given
+        .zip(rebuilt.list.as_ref())
+        .and_then(|(given, rebuilt)| foldgate_bal::first_mismatch(given.accounts(), rebuilt).map(Arc::new));
+    InvalidReason::BalMismatch { got: rebuilt.hash, expected, difference }
+}

@@ -165,17 +165,24 @@ impl RowHead {
             }
             skip_reference(&mut row, 0)?;
         }
+        let head = Self { extension, masks, references_at, blinded };
+        if are_hashes(row.0, masks) {
+            return Ok(head);
+        }
         let mut rest = masks.state;
         while rest != 0 {
             skip_reference(&mut row, rest.trailing_zeros() as u8)?;
             rest &= rest - 1;
         }
-        if row.0.is_empty() {
-            Ok(Self { extension, masks, references_at, blinded })
-        } else {
-            Err(MalformedRow::TrailingBytes)
-        }
+        if row.0.is_empty() { Ok(head) } else { Err(MalformedRow::TrailingBytes) }
     }
+}
+
+/// Whether these are just the references that the masks name, and all of them hashes. Their places are known then, so
+/// that the processor need not wait for one to look at the next: a row comes from far away in memory.
+fn are_hashes(references: &[u8], masks: Masks) -> bool {
+    references.len() == HASH_REFERENCE * masks.len()
+        && references.iter().step_by(HASH_REFERENCE).all(|head| *head == HASH_HEADER)
 }
 
 /// Writes all of a row that stands before the references. The extension has at most [`MAX_EXTENSION`] nibbles.
@@ -296,7 +303,7 @@ mod tests {
     /// What a row says, taken apart.
     #[derive(Debug, Clone, PartialEq, Eq)]
     enum Body {
-        Known(Branch),
+        Known(Box<Branch>),
         Blinded(RlpNode),
     }
 
@@ -324,7 +331,7 @@ mod tests {
                 branch.set(nibble, masks.kind(nibble), next());
             }
             assert_eq!(branch.masks, masks);
-            Ok((extension, Self::Known(branch)))
+            Ok((extension, Self::Known(Box::new(branch))))
         }
     }
 
@@ -338,12 +345,13 @@ mod tests {
         inlined.set(7, ChildKind::Leaf, RlpNode::from_raw(&[0xc2, 0x20, 0x01]).unwrap());
         let mut full = Branch::default();
         (0..16).for_each(|nibble| full.set(nibble, ChildKind::Branch, hash(nibble)));
+        let known = |branch| Body::Known(Box::new(branch));
         vec![
-            (Nibbles::new(), Body::Known(two)),
-            (Nibbles::from_nibbles([1, 2, 3]), Body::Known(opaque)),
-            (Nibbles::from_nibbles([15; 60]), Body::Known(inlined)),
+            (Nibbles::new(), known(two)),
+            (Nibbles::from_nibbles([1, 2, 3]), known(opaque)),
+            (Nibbles::from_nibbles([15; 60]), known(inlined)),
             (Nibbles::from_nibbles([1, 2, 3]), Body::Blinded(hash(9))),
-            (Nibbles::from_nibbles([0, 0]), Body::Known(full)),
+            (Nibbles::from_nibbles([0, 0]), known(full)),
         ]
     }
 

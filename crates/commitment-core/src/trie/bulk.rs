@@ -9,7 +9,7 @@
 //! 2. Memory is bounded by the size of a piece and the depth of two tries.
 //! 3. The rows are those that any sequence of folds to the same state leaves behind.
 //!
-//! Nodes are hashed as a fold hashes them ([`super::levels`]), some thousands at a time: those whose subtrie is complete
+//! Nodes are hashed as a fold hashes them (`levels`), some thousands at a time: those whose subtrie is complete
 //! wait in an arena until there are enough of them, or the piece ends. An account with storage waits for its root.
 
 use std::collections::{BTreeMap, BTreeSet, btree_set};

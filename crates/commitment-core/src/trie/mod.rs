@@ -16,7 +16,7 @@
 //! A keccak state leaves most of a vector unit idle; eight at a time fill it. But a node can be hashed only when all
 //! nodes below it are, so whoever hashes on the way up a trie has one node at a time. Hence two phases. The first one
 //! reads rows and applies all changes to the structure: inserts, updates, removals, branches that split or collapse. It
-//! leaves the nodes to be hashed in flat tables, by depth ([`arena`]). The second one hashes these tables, leaves first,
+//! leaves the nodes to be hashed in flat tables, by depth (`arena`). The second one hashes these tables, leaves first,
 //! then the deepest branches, up to the roots. Nodes of one depth do not depend on each other, whatever trie they
 //! belong to, so they go through the hash function together.
 //!
@@ -26,7 +26,7 @@
 //! read and write nothing in common. Only the branch above such children can see that several of them changed, and it
 //! is put together by one thread when all of them are back. In the second phase threads take different nodes of one
 //! level, which read deeper levels only. Results are collected in key order and no node's content depends on its index,
-//! so the outcome is that of one thread ([`single`] and [`levels`] have the details).
+//! so the outcome is that of one thread ([`single`] and `levels` have the details).
 //!
 //! Nothing of the parent is changed: it is read through a [`TrieReader`], and what differs is returned as a value.
 //!

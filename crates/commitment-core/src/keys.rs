@@ -5,6 +5,7 @@
 //! 2. Hashes stand in the order of their keys.
 
 use alloy_primitives::{Address, B256, U256, keccak256};
+use foldgate_keccak::{keccak256_20, keccak256_32};
 
 use crate::writes::StateWrites;
 
@@ -21,6 +22,8 @@ pub fn hash_slot(slot: &U256) -> B256 {
 /// Hashes keys in batches and keeps its buffers from call to call.
 #[derive(Debug, Default)]
 pub struct KeyHasher {
+    plain_addresses: Vec<Address>,
+    plain_slots: Vec<[u8; 32]>,
     addresses: Vec<B256>,
     slots: Vec<B256>,
 }
@@ -37,12 +40,16 @@ pub struct HashedKeys<'a> {
 impl KeyHasher {
     /// Hashes all keys of `writes`.
     pub fn hash_writes(&mut self, writes: &StateWrites) -> HashedKeys<'_> {
-        self.addresses.clear();
-        self.slots.clear();
+        self.plain_addresses.clear();
+        self.plain_slots.clear();
         for (address, account) in &writes.accounts {
-            self.addresses.push(hash_address(address));
-            self.slots.extend(account.storage.iter().map(|(slot, _)| hash_slot(slot)));
+            self.plain_addresses.push(*address);
+            self.plain_slots.extend(account.storage.iter().map(|(slot, _)| slot.to_be_bytes::<32>()));
         }
+        self.addresses.resize(self.plain_addresses.len(), B256::ZERO);
+        self.slots.resize(self.plain_slots.len(), B256::ZERO);
+        keccak256_20(&self.plain_addresses, &mut self.addresses);
+        keccak256_32(&self.plain_slots, &mut self.slots);
         HashedKeys { addresses: &self.addresses, slots: &self.slots }
     }
 }

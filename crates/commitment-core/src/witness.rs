@@ -29,7 +29,7 @@ use crate::{
     block::{BlockHash, BlockNumber, StateAnchor},
     node::{NodeKey, TrieId},
     store::{BLOCK_HASH_WINDOW, StateReader, TrieReader},
-    trie::row::{Body, Branch, ChildKind},
+    trie::row::{Branch, ChildKind, encode_blinded},
 };
 
 /// Why a witness cannot answer.
@@ -275,7 +275,7 @@ impl PartialTrie<'_> {
             Node::Branch(children) => Ok(Some(self.to_row(&Nibbles::new(), slot, children)?)),
             // Removing a neighbour joins this extension with what is above, for which the branch need not be known.
             Node::Extension(extension, child) if self.find(&child).is_none() => {
-                Ok(Some(Body::Blinded(child).encode(&extension)))
+                Ok(Some(encode_blinded(&extension, &child)))
             }
             Node::Extension(extension, child) => {
                 let own_path = slot.join(&extension);

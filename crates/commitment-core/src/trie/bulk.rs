@@ -8,16 +8,21 @@
 //!    is a typed error, and the store stays empty.
 //! 2. Memory is bounded by the size of a piece and the depth of two tries.
 //! 3. The rows are those that any sequence of folds to the same state leaves behind.
+//!
+//! Nodes are hashed as a fold hashes them (`levels`), some thousands at a time: those whose subtrie is complete
+//! wait in an arena until there are enough of them, or the piece ends. An account with storage waits for its root.
 
 use std::collections::{BTreeMap, BTreeSet, btree_set};
 
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
-use alloy_trie::EMPTY_ROOT_HASH;
+use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 
 use super::{
-    build::{NewRows, TrieBuilder},
-    encode::NodeEncoder,
-    single::settle_root,
+    FoldOptions,
+    arena::{Arena, Node},
+    build::TrieBuilder,
+    encode::LeafValue,
+    levels,
 };
 use crate::{
     account::{Account, AccountInfo},
@@ -191,7 +196,7 @@ pub fn state_root<E>(items: impl IntoIterator<Item = Result<LoadItem, E>>) -> Re
     for item in items {
         state.add(item.map_err(BulkError::Source)?)?;
         if state.piece_bytes >= DEFAULT_PIECE_BYTES {
-            state.clear_piece();
+            state.take_piece();
         }
     }
     Ok(state.finish())
@@ -363,15 +368,87 @@ fn code_hashes<R: TrieReader>(reader: &R) -> Result<BTreeSet<B256>, R::Error> {
     Ok(hashes)
 }
 
+/// How many leaves wait to be hashed together.
+const BATCH: usize = 4096;
+
+/// Tries that grow from their sorted leaves, one after the other, and are hashed a batch at a time.
+#[derive(Debug)]
+pub(super) struct Growing<V> {
+    builder: TrieBuilder<V>,
+    arena: Arena<V>,
+}
+
+impl<V> Default for Growing<V> {
+    fn default() -> Self {
+        Self { builder: TrieBuilder::default(), arena: Arena::default() }
+    }
+}
+
+impl<V: LeafValue> Growing<V> {
+    /// The key of the newest leaf of the trie that grows.
+    pub(super) fn newest(&self) -> Option<&B256> {
+        self.builder.newest()
+    }
+
+    /// Adds the next leaf. Its key must be above the newest one's.
+    pub(super) fn push(&mut self, key: B256, value: V) {
+        self.builder.push(&mut self.arena, key, value);
+    }
+
+    /// Whether there is enough to be hashed.
+    pub(super) const fn is_due(&self) -> bool {
+        self.arena.leaves.len() >= BATCH
+    }
+
+    /// Ends the trie and gives its topmost node. Another one may follow.
+    fn end(&mut self) -> Node {
+        let top = self.builder.finish(&mut self.arena);
+        self.arena.settle(top, 0);
+        top
+    }
+
+    /// Ends the only trie and gives its root.
+    pub(super) fn finish(&mut self) -> B256 {
+        let top = self.end();
+        self.hash(|_, _| ());
+        self.arena.root(top)
+    }
+
+    /// Hashes all nodes whose subtrie is complete, and gives the rows of those below the branches that still grow.
+    /// They stay in the arena until [`Self::forget`].
+    pub(super) fn hash(&mut self, mut emit: impl FnMut(Nibbles, Bytes)) {
+        for (slot_depth, child) in self.builder.open_children() {
+            self.arena.settle(*child, slot_depth);
+        }
+        levels::hash(&mut self.arena, &FoldOptions::default());
+        for (_, child) in self.builder.open_children() {
+            self.arena.take_rows(*child, &mut emit);
+        }
+    }
+
+    /// Empties the arena after [`Self::hash`]: of complete nodes below a branch that still grows only the references stay.
+    pub(super) fn forget(&mut self) {
+        self.arena.keep(self.builder.open_children().map(|(_, child)| child));
+    }
+}
+
+/// An account that came before the current one.
+#[derive(Debug)]
+struct Waiting {
+    hashed_address: B256,
+    info: AccountInfo,
+    /// Its storage trie.
+    top: Node,
+}
+
 /// The account whose slots are coming, the tries around it, and the piece in the making.
 #[derive(Debug, Default)]
 struct Tries {
-    encoder: NodeEncoder,
-    accounts: TrieBuilder<Account>,
+    accounts: Growing<Account>,
     current: Option<(B256, AccountInfo)>,
-    slots: TrieBuilder<U256>,
-    /// Rows that a builder has just given and that have no trie's name yet.
-    fresh: NewRows,
+    slots: Growing<U256>,
+    /// Accounts whose storage roots are to be hashed.
+    waiting: Vec<Waiting>,
     last_code: Option<B256>,
     piece: Rows,
     piece_bytes: usize,
@@ -410,52 +487,68 @@ impl Tries {
             return Err(BulkError::ZeroSlot { hashed_address, hashed_slot });
         }
         check_order("slot", hashed_slot, self.slots.newest().copied())?;
-        self.slots.push(&mut self.encoder, &mut self.fresh, hashed_slot, value);
-        self.name_rows(TrieId::Storage(hashed_address));
+        self.slots.push(hashed_slot, value);
         self.piece.slots.push(((hashed_address, hashed_slot), value));
         self.piece_bytes += 96;
+        if self.slots.is_due() {
+            self.hash();
+        }
         Ok(())
     }
 
-    /// Now the current account's slots are all there: its leaf is complete.
+    /// Now the current account's slots are all there.
     fn end_account(&mut self) {
         let Some((hashed_address, info)) = self.current.take() else { return };
-        let top = self.slots.finish(&mut self.encoder, &mut self.fresh);
-        let storage_root = settle_root(&mut self.encoder, &mut self.fresh, top);
-        self.name_rows(TrieId::Storage(hashed_address));
-        let account = info.with_storage_root(storage_root);
-        self.accounts.push(&mut self.encoder, &mut self.fresh, hashed_address, account);
-        self.name_rows(TrieId::Accounts);
-        self.piece.accounts.push((hashed_address, Some(account)));
+        let top = self.slots.end();
+        self.waiting.push(Waiting { hashed_address, info, top });
         self.piece_bytes += 32 + size_of::<Account>();
+        if self.waiting.len() >= BATCH || self.slots.is_due() {
+            self.hash();
+        }
+    }
+
+    /// Hashes what is complete: storage tries, then the accounts that waited for their roots.
+    fn hash(&mut self) {
+        let Self { accounts, current, slots, waiting, piece, piece_bytes, .. } = self;
+        let mut name_row = |trie, slot, row: Bytes| {
+            *piece_bytes += size_of::<NodeKey>() + row.len();
+            piece.nodes.push((NodeKey::new(trie, slot), Some(row)));
+        };
+        let current = current.map_or(TrieId::Accounts, |(hashed_address, _)| TrieId::Storage(hashed_address));
+        slots.hash(|slot, row| name_row(current, slot, row));
+        for Waiting { hashed_address, info, top } in waiting.drain(..) {
+            let trie = TrieId::Storage(hashed_address);
+            slots.arena.take_rows(top, &mut |slot, row| name_row(trie, slot, row));
+            let account = info.with_storage_root(slots.arena.root(top));
+            accounts.push(hashed_address, account);
+            piece.accounts.push((hashed_address, Some(account)));
+        }
+        slots.forget();
+        accounts.hash(|slot, row| name_row(TrieId::Accounts, slot, row));
+        accounts.forget();
     }
 
     /// Closes everything and gives the root.
     fn finish(&mut self) -> B256 {
         self.end_account();
-        let top = self.accounts.finish(&mut self.encoder, &mut self.fresh);
-        let state_root = settle_root(&mut self.encoder, &mut self.fresh, top);
-        self.name_rows(TrieId::Accounts);
+        self.hash();
+        let top = self.accounts.end();
+        self.accounts.hash(|_, _| ());
+        let Self { accounts, piece, .. } = self;
+        accounts.arena.take_rows(top, &mut |slot, row| {
+            piece.nodes.push((NodeKey::new(TrieId::Accounts, slot), Some(row)));
+        });
+        let state_root = accounts.arena.root(top);
+        accounts.forget();
         debug_assert!(state_root != EMPTY_ROOT_HASH || self.piece.accounts.is_empty());
         state_root
     }
 
-    fn name_rows(&mut self, trie: TrieId) {
-        for (slot, row) in self.fresh.drain(..) {
-            self.piece_bytes += size_of::<NodeKey>() + row.len();
-            self.piece.nodes.push((NodeKey::new(trie, slot), Some(row)));
-        }
-    }
-
-    fn clear_piece(&mut self) {
-        self.piece = Rows::default();
-        self.piece_bytes = 0;
-    }
-
     fn take_piece(&mut self) -> Rows {
+        self.hash();
         let mut piece = std::mem::take(&mut self.piece);
         self.piece_bytes = 0;
-        // Branches close from the bottom up; rows are stored from the top down.
+        // Subtries are complete from the bottom up; rows are stored from the top down.
         piece.nodes.sort_unstable_by_key(|(key, _)| *key);
         piece
     }

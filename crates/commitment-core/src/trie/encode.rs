@@ -1,15 +1,22 @@
-//! The RLP of leaves, branches and extensions (yellow paper, appendix D), written into a buffer that is used again.
+//! The RLP of leaves, branches and extensions (yellow paper, appendix D), written where it will be hashed.
+//!
+//! Each node's length is known before it is written, so that its writer can be given a place of just that length.
 //!
 //! Invariants:
-//! 1. Nothing here allocates once the buffers have grown.
+//! 1. Nothing here allocates.
 //! 2. A node's reference is its RLP where that is shorter than 32 bytes, else 0xa0 and its keccak256.
 
 use alloy_primitives::{B256, Bytes, U256, keccak256};
-use alloy_rlp::{EMPTY_STRING_CODE, Encodable, Header};
+use alloy_rlp::{EMPTY_STRING_CODE, Encodable};
 use alloy_trie::{Nibbles, nodes::RlpNode};
 
-use super::row::{Body, Branch};
+use super::row::{HASH_REFERENCE, reference_length};
 use crate::account::Account;
+
+/// The length of the longest branch: sixteen hashes.
+pub(crate) const MAX_BRANCH: usize = 532;
+/// The length of the longest extension.
+const MAX_EXTENSION_NODE: usize = 2 + 33 + HASH_REFERENCE;
 
 /// What a leaf holds.
 pub trait LeafValue: Clone + Send + Sync {
@@ -38,133 +45,256 @@ impl LeafValue for Bytes {
     }
 }
 
-/// Encodes nodes, one at a time.
-#[derive(Debug, Default)]
-pub(crate) struct NodeEncoder {
-    node: Vec<u8>,
-    value: Vec<u8>,
+/// Puts bytes one behind the other into a place that is long enough.
+struct Pen<'a> {
+    out: &'a mut [u8],
+    at: usize,
 }
 
-impl NodeEncoder {
-    /// The RLP of the leaf of `key` that stands under a slot path of `depth` nibbles.
-    pub(crate) fn leaf(&mut self, key: &B256, depth: usize, value: &impl LeafValue) -> &[u8] {
-        self.value.clear();
-        value.write(&mut self.value);
-        let mut path = [0; 33];
-        let path = compact_suffix(key, depth, &mut path);
-        let payload_length = path.length() + self.value.as_slice().length();
-        self.node.clear();
-        Header { list: true, payload_length }.encode(&mut self.node);
-        path.encode(&mut self.node);
-        self.value.as_slice().encode(&mut self.node);
-        &self.node
+impl<'a> Pen<'a> {
+    const fn new(out: &'a mut [u8]) -> Self {
+        Self { out, at: 0 }
     }
 
-    /// The RLP of the branch itself, without any extension.
-    pub(crate) fn branch(&mut self, branch: &Branch) -> &[u8] {
-        let references = branch.references();
-        // Sixteen children, each at least the empty string, and the value, which no 32-byte key leads to.
-        let payload_length = references.iter().map(|reference| reference.len().max(1)).sum::<usize>() + 1;
-        self.node.clear();
-        Header { list: true, payload_length }.encode(&mut self.node);
-        for reference in references {
-            if reference.is_empty() {
-                self.node.push(EMPTY_STRING_CODE);
-            } else {
-                self.node.extend_from_slice(reference);
+    #[inline]
+    fn byte(&mut self, byte: u8) {
+        self.out[self.at] = byte;
+        self.at += 1;
+    }
+
+    #[inline]
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.out[self.at..self.at + bytes.len()].copy_from_slice(bytes);
+        self.at += bytes.len();
+    }
+
+    /// The header of a string (`short` 0x80) or a list (0xc0) of this length.
+    fn header(&mut self, short: u8, length: usize) {
+        if length < 56 {
+            self.byte(short + length as u8);
+        } else {
+            let bytes = length.to_be_bytes();
+            let bytes = &bytes[length.leading_zeros() as usize / 8..];
+            self.byte(short + 55 + bytes.len() as u8);
+            self.bytes(bytes);
+        }
+    }
+
+    fn string(&mut self, bytes: &[u8]) {
+        match bytes {
+            [byte] if *byte < EMPTY_STRING_CODE => self.byte(*byte),
+            _ => {
+                self.header(EMPTY_STRING_CODE, bytes.len());
+                self.bytes(bytes);
             }
         }
-        self.node.push(EMPTY_STRING_CODE);
-        &self.node
+    }
+}
+
+const fn header_length(length: usize) -> usize {
+    if length < 56 { 1 } else { 1 + (usize::BITS - length.leading_zeros()).div_ceil(8) as usize }
+}
+
+const fn string_length(bytes: &[u8]) -> usize {
+    match bytes {
+        [byte] if *byte < EMPTY_STRING_CODE => 1,
+        _ => header_length(bytes.len()) + bytes.len(),
+    }
+}
+
+/// The hex-prefix encoding of a path: at most 64 nibbles.
+struct CompactPath {
+    bytes: [u8; 33],
+    length: usize,
+}
+
+impl CompactPath {
+    /// A leaf's path: the key's nibbles from `depth` on.
+    fn leaf(key: &B256, depth: usize) -> Self {
+        let whole = &key[depth.div_ceil(2)..];
+        let mut bytes = [0; 33];
+        bytes[0] = if depth % 2 == 1 { 0x30 | key[depth / 2] & 0x0f } else { 0x20 };
+        bytes[1..=whole.len()].copy_from_slice(whole);
+        Self { bytes, length: 1 + whole.len() }
     }
 
-    fn extension(&mut self, nibbles: &Nibbles, child: &RlpNode) -> &[u8] {
-        let mut path = [0; 33];
+    /// An extension's path.
+    fn extension(nibbles: &Nibbles) -> Self {
+        let mut bytes = [0; 33];
         let odd = nibbles.len() % 2;
         let length = 1 + nibbles.len() / 2;
         let mut rest = nibbles.iter();
-        path[0] = if odd == 1 { 0x10 | rest.next().unwrap_or_default() } else { 0 };
-        for byte in &mut path[1..length] {
+        if odd == 1 {
+            bytes[0] = 0x10 | rest.next().unwrap_or_default();
+        }
+        for byte in &mut bytes[1..length] {
             *byte = rest.next().unwrap_or_default() << 4 | rest.next().unwrap_or_default();
         }
-        let path = &path[..length];
-        self.node.clear();
-        Header { list: true, payload_length: path.length() + child.len() }.encode(&mut self.node);
-        path.encode(&mut self.node);
-        self.node.extend_from_slice(child);
-        &self.node
+        Self { bytes, length }
     }
 
-    /// The RLP of the branch behind its extension: what the parent refers to.
-    pub(crate) fn branch_behind(&mut self, extension: &Nibbles, branch: &Branch) -> &[u8] {
-        if extension.is_empty() {
-            return self.branch(branch);
-        }
-        let reference = reference(self.branch(branch));
-        self.extension(extension, &reference)
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+/// A leaf or an extension: a path, and a value or a reference.
+pub(crate) struct ShortNode<'a> {
+    path: CompactPath,
+    rest: &'a [u8],
+    is_leaf: bool,
+    payload: usize,
+}
+
+impl<'a> ShortNode<'a> {
+    /// The leaf of `key` that stands under a slot path of `depth` nibbles.
+    pub(crate) fn leaf(key: &B256, depth: usize, value: &'a [u8]) -> Self {
+        let path = CompactPath::leaf(key, depth);
+        let payload = string_length(path.as_slice()) + string_length(value);
+        Self { path, rest: value, is_leaf: true, payload }
     }
 
-    /// How the parent refers to a branch behind its extension, as far as that is known.
-    pub(crate) fn reference_behind(&mut self, extension: &Nibbles, body: &Body) -> RlpNode {
-        match body {
-            Body::Known(branch) => reference(self.branch_behind(extension, branch)),
-            Body::Blinded(branch) if extension.is_empty() => branch.clone(),
-            Body::Blinded(branch) => reference(self.extension(extension, branch)),
-        }
+    /// The extension by `nibbles`, at least one, to a branch.
+    pub(crate) fn extension(nibbles: &Nibbles, branch: &'a [u8]) -> Self {
+        let path = CompactPath::extension(nibbles);
+        let payload = string_length(path.as_slice()) + branch.len();
+        Self { path, rest: branch, is_leaf: false, payload }
     }
 
-    /// The root of a trie whose topmost node is this.
-    pub(crate) fn root_behind(&mut self, extension: &Nibbles, body: &Body) -> B256 {
-        match body {
-            Body::Known(branch) => root_hash(self.branch_behind(extension, branch)),
-            Body::Blinded(branch) => match branch.as_hash().filter(|_| extension.is_empty()) {
-                Some(hash) => hash,
-                None => root_hash(self.extension(extension, branch)),
-            },
+    /// The length of the node's RLP.
+    pub(crate) const fn len(&self) -> usize {
+        header_length(self.payload) + self.payload
+    }
+
+    /// Writes the node's RLP to the first [`Self::len`] bytes of `out`.
+    pub(crate) fn write(&self, out: &mut [u8]) {
+        let mut pen = Pen::new(out);
+        pen.header(0xc0, self.payload);
+        pen.string(self.path.as_slice());
+        if self.is_leaf {
+            pen.string(self.rest);
+        } else {
+            pen.bytes(self.rest);
         }
     }
 }
 
-/// How a parent refers to a node.
-pub(crate) fn reference(rlp: &[u8]) -> RlpNode {
-    RlpNode::from_rlp(rlp)
+/// A branch as its children's references, one behind the other.
+#[derive(Clone, Copy)]
+pub(crate) struct BranchNode<'a> {
+    pub(crate) state_mask: u16,
+    pub(crate) references: &'a [u8],
 }
 
-/// How a trie is referred to: always by hash.
-pub(crate) fn root_hash(rlp: &[u8]) -> B256 {
-    keccak256(rlp)
+impl BranchNode<'_> {
+    /// The references, an empty string for each child that is not there, and the value, which no 32-byte key leads to.
+    const fn payload(self) -> usize {
+        self.references.len() + self.state_mask.count_zeros() as usize + 1
+    }
+
+    /// The length of the node's RLP.
+    pub(crate) const fn len(self) -> usize {
+        header_length(self.payload()) + self.payload()
+    }
+
+    /// Writes the node's RLP to the first [`Self::len`] bytes of `out`.
+    pub(crate) fn write(self, out: &mut [u8]) {
+        let mut pen = Pen::new(out);
+        pen.header(0xc0, self.payload());
+        let mut references = self.references;
+        let all_hashes = references.len() == HASH_REFERENCE * self.state_mask.count_ones() as usize;
+        let mut nibble = 0;
+        while nibble < 16 {
+            let rest = self.state_mask >> nibble;
+            if rest & 1 == 0 {
+                pen.byte(EMPTY_STRING_CODE);
+                nibble += 1;
+                continue;
+            }
+            // Neighbours lie together in both.
+            let (children, length) = match all_hashes {
+                true => (rest.trailing_ones(), HASH_REFERENCE * rest.trailing_ones() as usize),
+                false => (1, reference_length(references[0])),
+            };
+            let (run, others) = references.split_at(length);
+            pen.bytes(run);
+            references = others;
+            nibble += children;
+        }
+        pen.byte(EMPTY_STRING_CODE);
+    }
+
+    /// How a parent refers to this branch behind `extension`. For single nodes: hashes on its own.
+    pub(crate) fn reference_behind(self, extension: &Nibbles) -> RlpNode {
+        let mut rlp = [0; MAX_BRANCH];
+        self.write(&mut rlp);
+        let branch = RlpNode::from_rlp(&rlp[..self.len()]);
+        if extension.is_empty() { branch } else { extension_reference(extension, &branch) }
+    }
 }
 
-/// The hex-prefix encoding of a leaf's path: the key's nibbles from `depth` on.
-fn compact_suffix<'a>(key: &B256, depth: usize, out: &'a mut [u8; 33]) -> &'a [u8] {
-    let whole = &key[depth.div_ceil(2)..];
-    out[0] = if depth % 2 == 1 { 0x30 | key[depth / 2] & 0x0f } else { 0x20 };
-    out[1..=whole.len()].copy_from_slice(whole);
-    &out[..=whole.len()]
+/// How a parent refers to the extension by `nibbles` to a branch. For single nodes: hashes on its own.
+pub(crate) fn extension_reference(nibbles: &Nibbles, branch: &RlpNode) -> RlpNode {
+    let node = ShortNode::extension(nibbles, branch);
+    let mut rlp = [0; MAX_EXTENSION_NODE];
+    node.write(&mut rlp);
+    RlpNode::from_rlp(&rlp[..node.len()])
+}
+
+/// The root of a trie whose topmost node has this reference: always a hash.
+pub(crate) fn root_hash(top: &RlpNode) -> B256 {
+    top.as_hash().unwrap_or_else(|| keccak256(top))
 }
 
 #[cfg(test)]
 mod tests {
-    use alloy_trie::nodes::{ExtensionNode, LeafNode};
+    use alloy_trie::TrieMask;
+    use alloy_trie::nodes::{BranchNode as ReferenceBranch, ExtensionNode, LeafNode};
 
     use super::*;
+
+    fn written(len: usize, write: impl FnOnce(&mut [u8])) -> Vec<u8> {
+        let mut out = vec![0; len];
+        write(&mut out);
+        out
+    }
 
     #[test]
     fn leaves_and_extensions_of_every_length_equal_the_reference_encoding() {
         let key = keccak256(b"key");
         let nibbles = Nibbles::unpack(key);
-        let mut encoder = NodeEncoder::default();
         for depth in 0..=64 {
-            for value in [vec![1], vec![0x80], vec![7; 31], vec![7; 80], vec![7; 300]] {
+            for value in [vec![], vec![1], vec![0x80], vec![7; 31], vec![7; 80], vec![7; 300], vec![7; 70_000]] {
                 let expected = alloy_rlp::encode(LeafNode::new(nibbles.slice(depth..), value.clone()));
-                assert_eq!(encoder.leaf(&key, depth, &Bytes::from(value)), expected, "leaf at depth {depth}");
+                let node = ShortNode::leaf(&key, depth, &value);
+                assert_eq!(written(node.len(), |out| node.write(out)), expected, "leaf at depth {depth}");
             }
         }
         for length in 1..64 {
             for child in [RlpNode::word_rlp(&key), RlpNode::from_raw(&[0xc2, 0x20, 1]).unwrap()] {
                 let path = nibbles.slice(..length);
                 let expected = alloy_rlp::encode(ExtensionNode::new(path, child.clone()));
-                assert_eq!(encoder.extension(&path, &child), expected, "extension of {length}");
+                let node = ShortNode::extension(&path, &child);
+                assert_eq!(written(node.len(), |out| node.write(out)), expected, "extension of {length}");
+                assert_eq!(extension_reference(&path, &child), RlpNode::from_rlp(&expected));
+            }
+        }
+    }
+
+    #[test]
+    fn branches_of_every_mask_equal_the_reference_encoding() {
+        let hash = RlpNode::word_rlp(&keccak256(b"child"));
+        let short = RlpNode::from_raw(&[0xc2, 0x20, 1]).unwrap();
+        for state_mask in (1..=u16::MAX).step_by(7) {
+            for every in [1, 3, u32::MAX] {
+                let children = (0..state_mask.count_ones()).map(|i| if i % every == 0 { &hash } else { &short });
+                let stack: Vec<_> = children.cloned().collect();
+                let expected = alloy_rlp::encode(ReferenceBranch::new(stack.clone(), TrieMask::new(state_mask)));
+                let references = stack.iter().flat_map(|child| child.to_vec()).collect::<Vec<_>>();
+                let node = BranchNode { state_mask, references: &references };
+                assert_eq!(written(node.len(), |out| node.write(out)), expected, "mask {state_mask:016b}");
+                assert!(node.len() <= MAX_BRANCH);
+                assert_eq!(node.reference_behind(&Nibbles::new()), RlpNode::from_rlp(&expected));
             }
         }
     }

@@ -2,13 +2,31 @@
 //!
 //! ```text
 //! LeafChanges -- checked, no-ops dropped
-//!      |  one storage trie for each account that has slots, each on its own            (single::fold_trie)
+//!      |  storage tries   1. structure: each trie's changes go down its rows, nodes enter an arena   (single)
+//!      |                  2. hashes: level by level, across all tries of the block                   (levels)
 //!      v
 //! storage roots -- put into the accounts' leaves
-//!      |  the account trie                                                             (single::fold_trie)
+//!      |  account trie    1. structure   2. hashes
 //!      v
 //! FoldOutcome { computed_state_root, diff: StateDiff, updates: TrieUpdates }
 //! ```
+//!
+//! # Two phases
+//!
+//! A keccak state leaves most of a vector unit idle; eight at a time fill it. But a node can be hashed only when all
+//! nodes below it are, so whoever hashes on the way up a trie has one node at a time. Hence two phases. The first one
+//! reads rows and applies all changes to the structure: inserts, updates, removals, branches that split or collapse. It
+//! leaves the nodes to be hashed in flat tables, by depth (`arena`). The second one hashes these tables, leaves first,
+//! then the deepest branches, up to the roots. Nodes of one depth do not depend on each other, whatever trie they
+//! belong to, so they go through the hash function together.
+//!
+//! # Why the work can be shared out
+//!
+//! In the first phase threads take different tries, or different children of a large trie's topmost branch: parts that
+//! read and write nothing in common. Only the branch above such children can see that several of them changed, and it
+//! is put together by one thread when all of them are back. In the second phase threads take different nodes of one
+//! level, which read deeper levels only. Results are collected in key order and no node's content depends on its index,
+//! so the outcome is that of one thread ([`single`] and `levels` have the details).
 //!
 //! Nothing of the parent is changed: it is read through a [`TrieReader`], and what differs is returned as a value.
 //!
@@ -22,9 +40,11 @@
 //! 4. The fold removes what it is told to remove and nothing else: which accounts count as empty (EIP-161) is decided
 //!    before it.
 
+mod arena;
 mod build;
 pub mod bulk;
-pub(crate) mod encode;
+mod encode;
+mod levels;
 pub(crate) mod row;
 pub mod single;
 
@@ -32,11 +52,12 @@ use alloy_primitives::{B256, Bytes, U256};
 use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 use rayon::prelude::*;
 
-pub use self::{encode::LeafValue, row::MalformedRow};
 use self::{
-    encode::NodeEncoder,
-    single::{LeafChange, TrieFold, TrieSource, fold_trie, settle_root},
+    arena::{Arena, TrieTop},
+    bulk::Growing,
+    single::{Descent, LeafChange, TrieSource},
 };
+pub use self::{encode::LeafValue, row::MalformedRow};
 use crate::{
     account::Account,
     diff::{AccountChange, AccountLeafChange, LeafChanges, StateDiff},
@@ -53,7 +74,8 @@ pub struct FoldOptions {
     pub parallel: bool,
     /// Storage tries are folded beside each other from this many changed slots on, counted over all tries.
     pub parallel_slots: usize,
-    /// A trie's topmost branch shares its children out to threads from this many changed leaves on.
+    /// A trie's topmost branch shares its children out to threads from this many changed leaves on; and a level of
+    /// nodes is hashed by several threads from this many nodes on.
     pub split_leaves: usize,
 }
 
@@ -165,43 +187,61 @@ pub fn fold<R: TrieReader>(
 ) -> Result<FoldOutcome, FoldError<R::Error>> {
     check_sorted(&changes)?;
     drop_no_ops(&mut changes);
-    let storage = fold_storage(parent, &changes.accounts, options)?;
+    let mut storage = fold_storage(parent, &changes.accounts, options)?;
     let mut accounts = Vec::with_capacity(changes.accounts.len());
-    let mut storage_nodes = Vec::new();
-    for (change, storage) in changes.accounts.into_iter().zip(storage) {
+    for (change, top) in changes.accounts.into_iter().zip(&storage.tops) {
         let AccountLeafChange { hashed_address, old, new, slots } = change;
-        if new.is_none() && storage.root != EMPTY_ROOT_HASH {
-            return Err(FoldError::StorageWithoutAccount { hashed_address, got: storage.root });
+        let storage_root = match top {
+            Some(top) => storage.arena.root(top.node),
+            None => old.map_or(EMPTY_ROOT_HASH, |account| account.storage_root),
+        };
+        if new.is_none() && storage_root != EMPTY_ROOT_HASH {
+            return Err(FoldError::StorageWithoutAccount { hashed_address, got: storage_root });
         }
-        let new = new.map(|info| info.with_storage_root(storage.root));
+        let new = new.map(|info| info.with_storage_root(storage_root));
         accounts.push(AccountChange { hashed_address, old, new, slots });
-        storage_nodes.extend(named(TrieId::Storage(hashed_address), storage));
     }
     let leaves: Vec<_> = accounts
         .iter()
         .filter(|change| change.old != change.new)
         .map(|change| LeafChange { key: change.hashed_address, existed: change.old.is_some(), new: change.new })
         .collect();
-    let state = fold_trie(&AccountLeaves(parent.clone()), parent.anchor().state_root, &leaves, options)?;
-    let computed_state_root = state.root;
-    let mut nodes: Vec<_> = named(TrieId::Accounts, state).collect();
-    nodes.extend(storage_nodes);
+    let mut nodes = Vec::new();
+    let parent_state_root = parent.anchor().state_root;
+    let computed_state_root = if leaves.is_empty() {
+        parent_state_root
+    } else {
+        let mut descent = Descent::new(AccountLeaves(parent.clone()), options);
+        let top = descent.trie(parent_state_root, &leaves)?;
+        let mut arena = descent.arena;
+        levels::hash(&mut arena, options);
+        arena.take_changed_rows(&top, |slot, row| nodes.push((NodeKey::new(TrieId::Accounts, slot), row)));
+        arena.root(top.node)
+    };
+    for (change, top) in accounts.iter().zip(&storage.tops) {
+        let trie = TrieId::Storage(change.hashed_address);
+        if let Some(top) = top {
+            storage.arena.take_changed_rows(top, |slot, row| nodes.push((NodeKey::new(trie, slot), row)));
+        }
+    }
     let diff = StateDiff { accounts, codes: changes.codes };
     Ok(FoldOutcome { computed_state_root, diff, updates: TrieUpdates { nodes } })
 }
 
 /// The root of the trie of these leaves, which come strictly sorted by key; `None` if they do not.
 pub fn trie_root<V: LeafValue>(leaves: impl IntoIterator<Item = (B256, V)>) -> Option<B256> {
-    let (mut encoder, mut builder, mut rows) = (NodeEncoder::default(), build::TrieBuilder::default(), Vec::new());
+    let mut trie = Growing::default();
     for (key, value) in leaves {
-        if builder.newest().is_some_and(|newest| *newest >= key) {
+        if trie.newest().is_some_and(|newest| *newest >= key) {
             return None;
         }
-        builder.push(&mut encoder, &mut rows, key, value);
-        rows.clear();
+        trie.push(key, value);
+        if trie.is_due() {
+            trie.hash(|_, _| ());
+            trie.forget();
+        }
     }
-    let top = builder.finish(&mut encoder, &mut rows);
-    Some(settle_root(&mut encoder, &mut rows, top))
+    Some(trie.finish())
 }
 
 /// The root of the storage trie of these slots, which come strictly sorted by hashed slot, none of them zero; `None` if
@@ -232,39 +272,79 @@ fn drop_no_ops(changes: &mut LeafChanges) {
     });
 }
 
-/// The storage tries after the changes, in the accounts' order.
+/// The storage tries after the changes: hashed, in the accounts' order; `None` where no slot changed.
+struct StorageFold {
+    arena: Arena<U256>,
+    tops: Vec<Option<TrieTop>>,
+}
+
 fn fold_storage<R: TrieReader>(
     parent: &R,
     accounts: &[AccountLeafChange],
     options: &FoldOptions,
-) -> Result<Vec<TrieFold>, FoldError<R::Error>> {
-    let source = SlotLeaves { reader: parent.clone(), hashed_address: B256::ZERO };
-    let fold_one = |source: &mut SlotLeaves<R>, change: &AccountLeafChange| {
-        source.hashed_address = change.hashed_address;
-        let root = change.old.map_or(EMPTY_ROOT_HASH, |account| account.storage_root);
-        let leaves: Vec<_> = change
-            .slots
-            .iter()
-            .map(|slot| LeafChange {
-                key: slot.hashed_slot,
-                existed: !slot.old.is_zero(),
-                new: (!slot.new.is_zero()).then_some(slot.new),
-            })
-            .collect();
-        fold_trie(source, root, &leaves, options)
-    };
+) -> Result<StorageFold, FoldError<R::Error>> {
     let slots: usize = accounts.iter().map(|account| account.slots.len()).sum();
-    if !options.parallel || slots < options.parallel_slots {
-        let mut source = source;
-        return accounts.iter().map(|change| fold_one(&mut source, change)).collect();
-    }
-    let folds: Vec<_> = accounts.par_iter().map_with(source, fold_one).collect();
-    // Of several failures the first in key order is reported, as a serial fold would.
-    folds.into_iter().collect()
+    let mut fold = if options.parallel && slots >= options.parallel_slots {
+        // A few parts for each thread: tries differ in what they have to read.
+        let parts = split_by_slots(accounts, slots.div_ceil(4 * rayon::current_num_threads()));
+        let parts: Vec<_> = parts.into_par_iter().map(|part| fold_storage_part(parent, part, options)).collect();
+        let mut all = StorageFold { arena: Arena::default(), tops: Vec::with_capacity(accounts.len()) };
+        // Of several failures the first in key order is reported, as a serial fold would.
+        for part in parts {
+            let part = part?;
+            let relocation = all.arena.absorb(part.arena);
+            all.tops.extend(part.tops.iter().map(|top| top.as_ref().map(|top| relocation.top(top))));
+        }
+        all
+    } else {
+        fold_storage_part(parent, accounts, options)?
+    };
+    levels::hash(&mut fold.arena, options);
+    Ok(fold)
 }
 
-fn named(trie: TrieId, fold: TrieFold) -> impl Iterator<Item = (NodeKey, Option<Bytes>)> {
-    fold.rows.into_iter().map(move |(slot, row)| (NodeKey::new(trie, slot), row))
+/// Cuts accounts into runs of about `slots` changed slots each, so that many small tries make one part. A large trie is
+/// a part's only one, or its last, and is shared out to threads itself.
+fn split_by_slots(accounts: &[AccountLeafChange], slots: usize) -> Vec<&[AccountLeafChange]> {
+    let mut parts = Vec::new();
+    let (mut start, mut filled) = (0, 0);
+    for (at, account) in accounts.iter().enumerate() {
+        filled += account.slots.len();
+        if filled >= slots.max(1) {
+            parts.push(&accounts[start..=at]);
+            (start, filled) = (at + 1, 0);
+        }
+    }
+    parts.push(&accounts[start..]);
+    parts
+}
+
+/// The structure of some accounts' storage tries.
+fn fold_storage_part<R: TrieReader>(
+    parent: &R,
+    accounts: &[AccountLeafChange],
+    options: &FoldOptions,
+) -> Result<StorageFold, FoldError<R::Error>> {
+    let source = SlotLeaves { reader: parent.clone(), hashed_address: B256::ZERO };
+    let mut descent = Descent::new(source, options);
+    let mut tops = Vec::with_capacity(accounts.len());
+    let mut leaves = Vec::new();
+    for change in accounts {
+        if change.slots.is_empty() {
+            tops.push(None);
+            continue;
+        }
+        leaves.clear();
+        leaves.extend(change.slots.iter().map(|slot| LeafChange {
+            key: slot.hashed_slot,
+            existed: !slot.old.is_zero(),
+            new: (!slot.new.is_zero()).then_some(slot.new),
+        }));
+        descent.source.hashed_address = change.hashed_address;
+        let root = change.old.map_or(EMPTY_ROOT_HASH, |account| account.storage_root);
+        tops.push(Some(descent.trie(root, &leaves)?));
+    }
+    Ok(StorageFold { arena: descent.arena, tops })
 }
 
 /// The account trie of a reader's block.

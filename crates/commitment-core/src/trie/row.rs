@@ -1,4 +1,4 @@
-//! A branch in memory, and the bytes of its stored row.
+//! The bytes of a branch's stored row.
 //!
 //! ```text
 //! 1 byte     the number of extension nibbles (0..=63); 0x80 is added where an opaque mask follows
@@ -16,8 +16,12 @@
 //! row of its own form: the number of extension nibbles with 0x40 added, the nibbles, and the branch's reference, which
 //! is a hash.
 //!
+//! References lie in a row as they lie in the branch's RLP, one behind the other. So a fold never takes a row apart: it
+//! keeps the bytes, knows where the references begin, and copies those that stay.
+//!
 //! Invariants:
-//! 1. A row has one encoding: [`Body::decode`] accepts what [`Body::encode`] writes and nothing else.
+//! 1. A row has one encoding: [`RowHead::decode`] accepts what [`Branch::encode`] and [`encode_blinded`] write and
+//!    nothing else.
 //! 2. Opaque children and blinded branches stand only in rows that a partial trie serves: stores never hold one,
 //!    because a fold over a whole trie never meets one.
 
@@ -26,6 +30,8 @@ use alloy_trie::{Nibbles, nodes::RlpNode};
 
 /// The longest extension: a branch lies at a depth of at most 63 nibbles.
 pub(crate) const MAX_EXTENSION: usize = 63;
+/// The length of a reference that is a hash. No other one is so long.
+pub(crate) const HASH_REFERENCE: usize = 33;
 
 const OPAQUE: u8 = 0x80;
 const BLINDED: u8 = 0x40;
@@ -73,142 +79,169 @@ pub enum MalformedRow {
     Reference(u8),
 }
 
-/// A branch of 2 to 16 children (fewer only while a fold is at work on it).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Branch {
-    state_mask: u16,
-    branch_mask: u16,
-    opaque_mask: u16,
-    /// Empty where there is no child.
-    references: [RlpNode; 16],
+/// Which children a branch has, and what is known of them. No child is in two of the lower masks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Masks {
+    /// Which children are there.
+    pub(crate) state: u16,
+    /// Which of them are branches.
+    pub(crate) branch: u16,
+    /// Which of them may be leaves or branches.
+    pub(crate) opaque: u16,
 }
 
-impl Branch {
-    pub(crate) const fn kind(&self, nibble: u8) -> ChildKind {
+impl Masks {
+    pub(crate) const fn kind(self, nibble: u8) -> ChildKind {
         let bit = 1 << nibble;
-        if self.state_mask & bit == 0 {
+        if self.state & bit == 0 {
             ChildKind::Empty
-        } else if self.branch_mask & bit != 0 {
+        } else if self.branch & bit != 0 {
             ChildKind::Branch
-        } else if self.opaque_mask & bit != 0 {
+        } else if self.opaque & bit != 0 {
             ChildKind::Opaque
         } else {
             ChildKind::Leaf
         }
     }
 
-    pub(crate) const fn len(&self) -> u32 {
-        self.state_mask.count_ones()
+    pub(crate) const fn len(self) -> usize {
+        self.state.count_ones() as usize
     }
 
     /// The lowest nibble that has a child.
-    pub(crate) fn first(&self) -> Option<u8> {
-        (self.state_mask != 0).then(|| self.state_mask.trailing_zeros() as u8)
+    pub(crate) const fn first(self) -> Option<u8> {
+        if self.state == 0 { None } else { Some(self.state.trailing_zeros() as u8) }
     }
 
-    pub(crate) fn set(&mut self, nibble: u8, kind: ChildKind, reference: RlpNode) {
-        debug_assert!(kind != ChildKind::Empty, "a child is removed with `clear`");
-        self.clear(nibble);
+    pub(crate) const fn set(&mut self, nibble: u8, kind: ChildKind) {
         let bit = 1 << nibble;
-        self.state_mask |= bit;
+        self.clear(bit);
         match kind {
-            ChildKind::Branch => self.branch_mask |= bit,
-            ChildKind::Opaque => self.opaque_mask |= bit,
-            ChildKind::Leaf | ChildKind::Empty => {}
+            ChildKind::Empty => return,
+            ChildKind::Leaf => {}
+            ChildKind::Branch => self.branch |= bit,
+            ChildKind::Opaque => self.opaque |= bit,
         }
+        self.state |= bit;
+    }
+
+    /// Takes away the children of which `bits` has the bit.
+    pub(crate) const fn clear(&mut self, bits: u16) {
+        self.state &= !bits;
+        self.branch &= !bits;
+        self.opaque &= !bits;
+    }
+}
+
+/// The length of a reference that begins with `head`.
+pub(crate) const fn reference_length(head: u8) -> usize {
+    if head == HASH_HEADER { HASH_REFERENCE } else { (head - LIST_HEADER) as usize + 1 }
+}
+
+/// What a row says before its references.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RowHead {
+    pub(crate) extension: Nibbles,
+    pub(crate) masks: Masks,
+    /// Where in the row the references begin; of a blinded branch, the only one: its own.
+    pub(crate) references_at: u8,
+    /// Whether only the branch's reference is known.
+    pub(crate) blinded: bool,
+}
+
+impl RowHead {
+    /// Checks the row filed under a slot path of `depth` nibbles, to its last byte.
+    pub(crate) fn decode(row: &[u8], depth: usize) -> Result<Self, MalformedRow> {
+        let length = row.len();
+        let mut row = Cursor(row);
+        let [head] = row.array()?;
+        let extension = decode_extension(&mut row, usize::from(head & !(OPAQUE | BLINDED)), depth)?;
+        let blinded = head & BLINDED != 0;
+        let masks = if blinded { Masks::default() } else { decode_masks(&mut row, head & OPAQUE != 0)? };
+        let references_at = (length - row.0.len()) as u8;
+        if blinded {
+            if head & OPAQUE != 0 || row.0.first() != Some(&HASH_HEADER) {
+                return Err(MalformedRow::Blinded);
+            }
+            skip_reference(&mut row, 0)?;
+        }
+        let head = Self { extension, masks, references_at, blinded };
+        if are_hashes(row.0, masks) {
+            return Ok(head);
+        }
+        let mut rest = masks.state;
+        while rest != 0 {
+            skip_reference(&mut row, rest.trailing_zeros() as u8)?;
+            rest &= rest - 1;
+        }
+        if row.0.is_empty() { Ok(head) } else { Err(MalformedRow::TrailingBytes) }
+    }
+}
+
+/// Whether these are just the references that the masks name, and all of them hashes. Their places are known then, so
+/// that the processor need not wait for one to look at the next: a row comes from far away in memory.
+fn are_hashes(references: &[u8], masks: Masks) -> bool {
+    references.len() == HASH_REFERENCE * masks.len()
+        && references.iter().step_by(HASH_REFERENCE).all(|head| *head == HASH_HEADER)
+}
+
+/// Writes all of a row that stands before the references. The extension has at most [`MAX_EXTENSION`] nibbles.
+pub(crate) fn write_head(out: &mut Vec<u8>, extension: &Nibbles, masks: Masks) {
+    debug_assert!(extension.len() <= MAX_EXTENSION && masks.len() >= 2);
+    let opaque = if masks.opaque == 0 { 0 } else { OPAQUE };
+    out.push(extension.len() as u8 | opaque);
+    if !extension.is_empty() {
+        out.extend_from_slice(&extension.pack());
+    }
+    out.extend_from_slice(&masks.state.to_be_bytes());
+    out.extend_from_slice(&masks.branch.to_be_bytes());
+    if masks.opaque != 0 {
+        out.extend_from_slice(&masks.opaque.to_be_bytes());
+    }
+}
+
+/// The length of what [`write_head`] writes.
+pub(crate) const fn head_length(extension: usize, masks: Masks) -> usize {
+    5 + extension.div_ceil(2) + if masks.opaque == 0 { 0 } else { 2 }
+}
+
+/// The row of a branch behind `extension`, of which the reference alone is known: a hash.
+pub(crate) fn encode_blinded(extension: &Nibbles, reference: &[u8]) -> Bytes {
+    [&[extension.len() as u8 | BLINDED][..], &extension.pack(), reference].concat().into()
+}
+
+/// A branch put together from nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Branch {
+    masks: Masks,
+    /// Empty where there is no child.
+    references: [RlpNode; 16],
+}
+
+impl Branch {
+    pub(crate) fn set(&mut self, nibble: u8, kind: ChildKind, reference: RlpNode) {
+        self.masks.set(nibble, kind);
         self.references[usize::from(nibble)] = reference;
     }
 
-    pub(crate) fn clear(&mut self, nibble: u8) {
-        let keep = !(1 << nibble);
-        self.state_mask &= keep;
-        self.branch_mask &= keep;
-        self.opaque_mask &= keep;
-        self.references[usize::from(nibble)] = RlpNode::default();
-    }
-
-    /// One reference for each nibble, empty where there is no child.
-    pub(crate) const fn references(&self) -> &[RlpNode; 16] {
-        &self.references
-    }
-
-    /// The row of this branch behind `extension`, which has at most [`MAX_EXTENSION`] nibbles.
+    /// The row of this branch, which has two children or more, behind `extension`.
     pub(crate) fn encode(&self, extension: &Nibbles) -> Bytes {
-        debug_assert!(extension.len() <= MAX_EXTENSION && self.len() >= 2);
-        let packed = extension.pack();
         let references: usize = self.references.iter().map(|reference| reference.len()).sum();
-        let mut out = Vec::with_capacity(7 + packed.len() + references);
-        let opaque = if self.opaque_mask == 0 { 0 } else { OPAQUE };
-        out.push(extension.len() as u8 | opaque);
-        out.extend_from_slice(&packed);
-        out.extend_from_slice(&self.state_mask.to_be_bytes());
-        out.extend_from_slice(&self.branch_mask.to_be_bytes());
-        if self.opaque_mask != 0 {
-            out.extend_from_slice(&self.opaque_mask.to_be_bytes());
-        }
+        let mut out = Vec::with_capacity(head_length(extension.len(), self.masks) + references);
+        write_head(&mut out, extension, self.masks);
         for reference in &self.references {
             out.extend_from_slice(reference);
         }
         out.into()
-    }
-
-    fn decode(row: &mut Cursor<'_>, has_opaque: bool) -> Result<Self, MalformedRow> {
-        let state_mask = u16::from_be_bytes(row.array()?);
-        let branch_mask = u16::from_be_bytes(row.array()?);
-        let opaque_mask = if has_opaque { u16::from_be_bytes(row.array()?) } else { 0 };
-        let masks_fit = state_mask.count_ones() >= 2
-            && branch_mask & !state_mask == 0
-            && opaque_mask & !(state_mask & !branch_mask) == 0
-            && has_opaque == (opaque_mask != 0);
-        if !masks_fit {
-            return Err(MalformedRow::Masks);
-        }
-        let mut branch = Self { state_mask, branch_mask, opaque_mask, ..Self::default() };
-        for nibble in (0..16u8).filter(|nibble| state_mask & (1 << nibble) != 0) {
-            branch.references[usize::from(nibble)] = decode_reference(row, nibble)?;
-        }
-        Ok(branch)
-    }
-}
-
-/// What is known of a branch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Body {
-    /// Its children.
-    Known(Box<Branch>),
-    /// Its reference alone, which is a hash.
-    Blinded(RlpNode),
-}
-
-impl Body {
-    /// The row of this branch behind `extension`, which has at most [`MAX_EXTENSION`] nibbles.
-    pub(crate) fn encode(&self, extension: &Nibbles) -> Bytes {
-        match self {
-            Self::Known(branch) => branch.encode(extension),
-            Self::Blinded(reference) => {
-                let head = [extension.len() as u8 | BLINDED];
-                [&head[..], &extension.pack(), reference].concat().into()
-            }
-        }
-    }
-
-    /// Decodes the row filed under a slot path of `depth` nibbles: the extension and the branch behind it.
-    pub(crate) fn decode(row: &[u8], depth: usize) -> Result<(Nibbles, Self), MalformedRow> {
-        let mut row = Cursor(row);
-        let [head] = row.array()?;
-        let extension = decode_extension(&mut row, usize::from(head & !(OPAQUE | BLINDED)), depth)?;
-        let body = match (head & BLINDED != 0, head & OPAQUE != 0) {
-            (false, has_opaque) => Self::Known(Box::new(Branch::decode(&mut row, has_opaque)?)),
-            (true, false) if row.0.first() == Some(&HASH_HEADER) => Self::Blinded(decode_reference(&mut row, 0)?),
-            (true, _) => return Err(MalformedRow::Blinded),
-        };
-        if row.0.is_empty() { Ok((extension, body)) } else { Err(MalformedRow::TrailingBytes) }
     }
 }
 
 fn decode_extension(row: &mut Cursor<'_>, length: usize, depth: usize) -> Result<Nibbles, MalformedRow> {
     if length + depth > MAX_EXTENSION {
         return Err(MalformedRow::Extension);
+    }
+    if length == 0 {
+        return Ok(Nibbles::new());
     }
     let mut extension = Nibbles::unpack(row.take(length.div_ceil(2))?);
     if extension.len() > length {
@@ -220,17 +253,24 @@ fn decode_extension(row: &mut Cursor<'_>, length: usize, depth: usize) -> Result
     Ok(extension)
 }
 
-fn decode_reference(row: &mut Cursor<'_>, nibble: u8) -> Result<RlpNode, MalformedRow> {
+fn decode_masks(row: &mut Cursor<'_>, has_opaque: bool) -> Result<Masks, MalformedRow> {
+    let state = u16::from_be_bytes(row.array()?);
+    let branch = u16::from_be_bytes(row.array()?);
+    let opaque = if has_opaque { u16::from_be_bytes(row.array()?) } else { 0 };
+    let masks_fit = state.count_ones() >= 2
+        && branch & !state == 0
+        && opaque & !(state & !branch) == 0
+        && has_opaque == (opaque != 0);
+    if masks_fit { Ok(Masks { state, branch, opaque }) } else { Err(MalformedRow::Masks) }
+}
+
+fn skip_reference(row: &mut Cursor<'_>, nibble: u8) -> Result<(), MalformedRow> {
     let &head = row.0.first().ok_or(MalformedRow::Truncated)?;
-    let length = match head {
-        HASH_HEADER => 33,
-        // No node has an empty payload.
-        head if (LIST_HEADER + 1..=LIST_HEADER + MAX_INLINE_PAYLOAD).contains(&head) => {
-            usize::from(head - LIST_HEADER) + 1
-        }
-        _ => return Err(MalformedRow::Reference(nibble)),
-    };
-    RlpNode::from_raw(row.take(length)?).ok_or(MalformedRow::Reference(nibble))
+    // No node has an empty payload.
+    if head != HASH_HEADER && !(LIST_HEADER + 1..=LIST_HEADER + MAX_INLINE_PAYLOAD).contains(&head) {
+        return Err(MalformedRow::Reference(nibble));
+    }
+    row.take(reference_length(head)).map(drop)
 }
 
 /// The rest of the bytes.
@@ -260,6 +300,41 @@ mod tests {
         RlpNode::word_rlp(&B256::repeat_byte(byte))
     }
 
+    /// What a row says, taken apart.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    enum Body {
+        Known(Box<Branch>),
+        Blinded(RlpNode),
+    }
+
+    impl Body {
+        fn encode(&self, extension: &Nibbles) -> Bytes {
+            match self {
+                Self::Known(branch) => branch.encode(extension),
+                Self::Blinded(reference) => encode_blinded(extension, reference),
+            }
+        }
+
+        fn decode(row: &[u8], depth: usize) -> Result<(Nibbles, Self), MalformedRow> {
+            let RowHead { extension, masks, references_at, blinded } = RowHead::decode(row, depth)?;
+            let mut rest = &row[usize::from(references_at)..];
+            let mut next = || {
+                let (reference, others) = rest.split_at(reference_length(rest[0]));
+                rest = others;
+                RlpNode::from_raw(reference).unwrap()
+            };
+            if blinded {
+                return Ok((extension, Self::Blinded(next())));
+            }
+            let mut branch = Branch::default();
+            for nibble in (0..16).filter(|nibble| masks.kind(*nibble) != ChildKind::Empty) {
+                branch.set(nibble, masks.kind(nibble), next());
+            }
+            assert_eq!(branch.masks, masks);
+            Ok((extension, Self::Known(Box::new(branch))))
+        }
+    }
+
     fn samples() -> Vec<(Nibbles, Body)> {
         let mut two = Branch::default();
         two.set(0, ChildKind::Leaf, hash(1));
@@ -286,10 +361,10 @@ mod tests {
             let row = branch.encode(&extension);
             assert_eq!(Body::decode(&row, 3), Ok((extension, branch)));
             for cut in 0..row.len() {
-                assert!(Body::decode(&row[..cut], 3).is_err(), "cut at {cut}");
+                assert!(RowHead::decode(&row[..cut], 3).is_err(), "cut at {cut}");
             }
             let longer = [&row[..], &[0]].concat();
-            assert_eq!(Body::decode(&longer, 3), Err(MalformedRow::TrailingBytes));
+            assert_eq!(RowHead::decode(&longer, 3), Err(MalformedRow::TrailingBytes));
         }
     }
 
@@ -319,7 +394,7 @@ mod tests {
     fn extensions_that_reach_below_the_last_branch_are_refused() {
         let (_, branch) = samples().swap_remove(0);
         let row = branch.encode(&Nibbles::from_nibbles([1; 10]));
-        assert!(Body::decode(&row, 53).is_ok());
-        assert_eq!(Body::decode(&row, 54), Err(MalformedRow::Extension));
+        assert!(RowHead::decode(&row, 53).is_ok());
+        assert_eq!(RowHead::decode(&row, 54), Err(MalformedRow::Extension));
     }
 }

@@ -1,5 +1,5 @@
-//! The fold of one trie: sorted leaf changes go down from the root, nodes come back up, and only then is it known where
-//! each of them is filed.
+//! The first phase of a fold, for one trie: sorted leaf changes go down from the root, nodes come back up, and only then
+//! is it known where each of them is filed. Nothing is hashed here.
 //!
 //! # How it works
 //!
@@ -10,23 +10,24 @@
 //! * a branch stands there: its row is read once, the changes are shared out to its children by their next nibble. If
 //!   some of them leave its extension midway, a new branch stands at that point, with the old one as a child.
 //!
-//! What comes back is a node that is not yet encoded, because its place may still move: a branch that is left with
-//! a single child gives that child to its own parent instead, so a leaf may rise and a branch's extension may grow. A
-//! branch with two or more children stays, and settles its changed children: now their depth is known, they are
-//! encoded, hashed and filed. Untouched children are never looked at, except for a sole one that has to rise.
+//! What comes back is a node whose place may still move: a branch that is left with a single child gives that child to
+//! its own parent instead, so a leaf may rise and a branch's extension may grow. A branch with two or more children
+//! stays, enters the arena, and settles its changed children: now their depth is known. Untouched children are never
+//! looked at, except for a sole one that has to rise.
 //!
 //! Because a branch is carried with its own full path, an extension is never edited: it is what lies between the slot
 //! and the branch when the branch settles. Splitting and merging extensions need no code of their own.
 //!
 //! # Why the stored form is a function of the leaves alone
 //!
-//! Rows are written by settling only, and a settled branch is determined by the leaves below it. Rows that were read
-//! and not written again under the same slot path are removed; rows written with the bytes that were there are dropped.
+//! Rows are written for settled branches only, and a settled branch is determined by the leaves below it. Rows that
+//! were read and not written again under the same slot path are removed; rows that come out as they were are dropped.
 //!
 //! # Why threads change nothing
 //!
-//! The sixteen children of the topmost branch have disjoint slot paths and share nothing but the reader. Their nodes
-//! are put together in nibble order, and rows are sorted by path in the end.
+//! The sixteen children of the topmost branch have disjoint slot paths and share nothing but the reader. Each of them is
+//! folded into an arena of its own. The branch above them is put together by one thread, when all of them have come
+//! back: whether it collapses is decided there, from the same nodes in the same order as without threads.
 //!
 //! Invariants:
 //! 1. No row is read twice.
@@ -38,9 +39,11 @@ use rayon::prelude::*;
 
 use super::{
     Corruption, FoldError, FoldOptions,
-    build::{NewRows, Node, TrieBuilder, nibble_at},
-    encode::{LeafValue, NodeEncoder, reference, root_hash},
-    row::{Body, Branch, ChildKind},
+    arena::{Arena, Node, StoredRow, TrieTop},
+    build::{TrieBuilder, nibble_at},
+    encode::{BranchNode, LeafValue, extension_reference, root_hash},
+    levels,
+    row::{ChildKind, Masks, RowHead},
 };
 use crate::node::{NodeKey, TrieId, first_key_below, key_is_below};
 
@@ -104,55 +107,69 @@ pub fn fold_trie<S: TrieSource>(
     if changes.is_empty() {
         return Ok(TrieFold { root, rows: Vec::new() });
     }
-    let mut folder = Folder::new(source, options);
-    let kind = if root == EMPTY_ROOT_HASH { ChildKind::Empty } else { ChildKind::Opaque };
-    // Storage roots are not held against their rows: that would cost a hash for each trie of each block. The account
-    // trie's is, so that a state root that belongs to other rows is found before it makes a block look invalid.
-    folder.root_to_check = (source.trie() == TrieId::Accounts && kind != ChildKind::Empty).then_some(root);
-    folder.at_top = true;
-    let top = folder.slot(&Nibbles::new(), kind, changes)?;
-    Ok(folder.finish(top))
+    let mut descent = Descent::new(source.clone(), options);
+    let top = descent.trie(root, changes)?;
+    let mut arena = descent.arena;
+    levels::hash(&mut arena, options);
+    let mut rows = Vec::new();
+    arena.take_changed_rows(&top, |slot, row| rows.push((slot, row)));
+    Ok(TrieFold { root: arena.root(top.node), rows })
 }
 
-struct Folder<'a, S: TrieSource> {
-    source: &'a S,
+/// Folds tries, one after the other, into an arena.
+pub(super) struct Descent<'a, S: TrieSource> {
+    /// The trie at work.
+    pub(super) source: S,
+    /// What was folded.
+    pub(super) arena: Arena<S::Value>,
     options: &'a FoldOptions,
-    encoder: NodeEncoder,
     builder: TrieBuilder<S::Value>,
-    /// The rows that were read, as they were.
-    old_rows: NewRows,
-    /// The rows of all branches that settled.
-    new_rows: NewRows,
+    /// The changed children of the branches on the way down, each branch's behind those of the branch above it.
+    changed: Vec<(u8, Node)>,
     root_to_check: Option<B256>,
     /// Whether the branch to come is the trie's topmost one, whose children may be shared out to threads.
     at_top: bool,
 }
+
+/// A branch that was read: its own path and its row.
+type Found = (Nibbles, StoredRow);
 
 /// What a group of changes meets at its slot.
 enum Start {
     /// What the branch above says of its child.
     Child(ChildKind),
     /// A branch in hand, whose extension a new branch above it cuts short.
-    Displaced(Nibbles, Body),
+    Displaced(Found),
 }
 
 type Changes<'a, S> = &'a [LeafChange<<S as TrieSource>::Value>];
-/// Nibbles with the nodes that came back.
-type ChangedChildren<S> = Vec<(u8, Node<<S as TrieSource>::Value>)>;
 type FoldResult<T, S> = Result<T, FoldError<<S as TrieSource>::Error>>;
 
-impl<'a, S: TrieSource> Folder<'a, S> {
-    fn new(source: &'a S, options: &'a FoldOptions) -> Self {
+impl<'a, S: TrieSource> Descent<'a, S> {
+    pub(super) fn new(source: S, options: &'a FoldOptions) -> Self {
         Self {
             source,
+            arena: Arena::default(),
             options,
-            encoder: NodeEncoder::default(),
             builder: TrieBuilder::default(),
-            old_rows: Vec::new(),
-            new_rows: Vec::new(),
+            changed: Vec::new(),
             root_to_check: None,
             at_top: false,
         }
+    }
+
+    /// Folds changes, at least one and strictly sorted, into the trie whose root is `root`.
+    pub(super) fn trie(&mut self, root: B256, changes: Changes<'_, S>) -> FoldResult<TrieTop, S> {
+        let kind = if root == EMPTY_ROOT_HASH { ChildKind::Empty } else { ChildKind::Opaque };
+        // Storage roots are not held against their rows: that would cost a hash for each trie of each block. The
+        // account trie's is, so that a state root that belongs to other rows is found before it makes a block look
+        // invalid.
+        self.root_to_check = (self.source.trie() == TrieId::Accounts && kind != ChildKind::Empty).then_some(root);
+        self.at_top = true;
+        let gone = self.arena.gone_count();
+        let node = self.slot(&Nibbles::new(), kind, changes)?;
+        self.arena.settle(node, 0);
+        Ok(TrieTop { node, gone: gone..self.arena.gone_count() })
     }
 
     fn corrupt<T>(&self, slot: &Nibbles, what: Corruption) -> FoldResult<T, S> {
@@ -160,23 +177,23 @@ impl<'a, S: TrieSource> Folder<'a, S> {
     }
 
     /// Folds at least one change into what stands at `slot`.
-    fn slot(&mut self, slot: &Nibbles, kind: ChildKind, changes: Changes<'_, S>) -> FoldResult<Node<S::Value>, S> {
+    fn slot(&mut self, slot: &Nibbles, kind: ChildKind, changes: Changes<'_, S>) -> FoldResult<Node, S> {
         match kind {
             ChildKind::Empty => self.fill(slot, changes),
             ChildKind::Leaf => self.beside_leaf(slot, changes),
             ChildKind::Branch => match self.read_branch(slot)? {
-                Some((own_path, body)) => self.branch(slot, own_path, body, changes),
+                Some(found) => self.branch(slot.len(), found, changes),
                 None => self.corrupt(slot, Corruption::MissingRow),
             },
             ChildKind::Opaque => match self.read_branch(slot)? {
-                Some((own_path, body)) => self.branch(slot, own_path, body, changes),
+                Some(found) => self.branch(slot.len(), found, changes),
                 None => self.beside_leaf(slot, changes),
             },
         }
     }
 
     /// Builds what the changes bring where nothing stands.
-    fn fill(&mut self, slot: &Nibbles, changes: Changes<'_, S>) -> FoldResult<Node<S::Value>, S> {
+    fn fill(&mut self, slot: &Nibbles, changes: Changes<'_, S>) -> FoldResult<Node, S> {
         if changes.iter().any(|change| change.existed) {
             return self.corrupt(slot, Corruption::LeafMissing);
         }
@@ -184,7 +201,7 @@ impl<'a, S: TrieSource> Folder<'a, S> {
     }
 
     /// Folds changes into a slot that holds a single leaf.
-    fn beside_leaf(&mut self, slot: &Nibbles, changes: Changes<'_, S>) -> FoldResult<Node<S::Value>, S> {
+    fn beside_leaf(&mut self, slot: &Nibbles, changes: Changes<'_, S>) -> FoldResult<Node, S> {
         match changes.iter().filter(|change| change.existed).count() {
             0 => {
                 let (key, value) = self.read_leaf(slot)?;
@@ -200,188 +217,161 @@ impl<'a, S: TrieSource> Folder<'a, S> {
     }
 
     /// Builds a subtrie of the changes' new leaves and one that was there, whose key is none of theirs.
-    fn build(&mut self, changes: Changes<'_, S>, mut resident: Option<(B256, S::Value)>) -> Node<S::Value> {
-        let Self { encoder, builder, new_rows, .. } = self;
+    fn build(&mut self, changes: Changes<'_, S>, mut resident: Option<(B256, S::Value)>) -> Node {
+        let Self { arena, builder, .. } = self;
         for change in changes {
             if let Some((key, value)) = resident.take_if(|(key, _)| *key < change.key) {
-                builder.push(encoder, new_rows, key, value);
+                builder.push(arena, key, value);
             }
             if let Some(value) = &change.new {
-                builder.push(encoder, new_rows, change.key, value.clone());
+                builder.push(arena, change.key, value.clone());
             }
         }
         if let Some((key, value)) = resident {
-            builder.push(encoder, new_rows, key, value);
+            builder.push(arena, key, value);
         }
-        builder.finish(encoder, new_rows)
+        builder.finish(arena)
     }
 
-    /// Folds changes into a branch that stands, or stood, at `slot`.
-    fn branch(
-        &mut self,
-        slot: &Nibbles,
-        own_path: Nibbles,
-        body: Body,
-        changes: Changes<'_, S>,
-    ) -> FoldResult<Node<S::Value>, S> {
-        let fork = fork_depth(&own_path, slot.len(), changes);
+    /// Folds changes into a branch that stands, or stood, under a slot path of `slot_depth` nibbles.
+    fn branch(&mut self, slot_depth: usize, found: Found, changes: Changes<'_, S>) -> FoldResult<Node, S> {
+        let (own_path, row) = &found;
+        let fork = fork_depth(own_path, slot_depth, changes);
         if fork < own_path.len() {
-            return self.children(own_path.slice(..fork), Box::default(), Some((own_path, body)), changes);
+            return self.children(own_path.slice(..fork), None, Some(found), changes);
         }
-        match body {
-            Body::Known(branch) => self.children(own_path, branch, None, changes),
-            Body::Blinded(reference) => Err(FoldError::Blinded {
-                key: Box::new(NodeKey::new(self.source.trie(), own_path)),
-                hash: reference.as_hash().unwrap_or_default(),
-            }),
+        if row.blinded {
+            let hash = RlpNode::from_raw(row.references()).and_then(|reference| reference.as_hash());
+            let key = Box::new(NodeKey::new(self.source.trie(), *own_path));
+            return Err(FoldError::Blinded { key, hash: hash.unwrap_or_default() });
         }
+        let (own_path, row) = found;
+        self.children(own_path, Some(row), None, changes)
     }
 
     /// Shares changes out to the children of the branch at `own_path`, and puts together what comes back.
     fn children(
         &mut self,
         own_path: Nibbles,
-        branch: Box<Branch>,
-        mut displaced: Option<(Nibbles, Body)>,
+        row: Option<StoredRow>,
+        mut displaced: Option<Found>,
         changes: Changes<'_, S>,
-    ) -> FoldResult<Node<S::Value>, S> {
+    ) -> FoldResult<Node, S> {
         let depth = own_path.len();
-        let mut jobs = Vec::with_capacity(16);
-        for group in changes.chunk_by(|a, b| nibble_at(&a.key, depth) == nibble_at(&b.key, depth)) {
+        let masks = row.as_ref().map_or_else(Masks::default, |row| row.masks);
+        let groups = changes.chunk_by(|a, b| nibble_at(&a.key, depth) == nibble_at(&b.key, depth));
+        let mut jobs = groups.map(|group| {
             let nibble = nibble_at(&group[0].key, depth);
             let start = match displaced.take_if(|(path, _)| path.get_unchecked(depth) == nibble) {
-                Some((path, body)) => Start::Displaced(path, body),
-                None => Start::Child(branch.kind(nibble)),
+                Some(found) => Start::Displaced(found),
+                None => Start::Child(masks.kind(nibble)),
             };
-            jobs.push((nibble, start, group));
-        }
+            (nibble, start, group)
+        });
+        let first = self.changed.len();
         let at_top = std::mem::take(&mut self.at_top);
-        let mut changed = if at_top && self.options.parallel && changes.len() >= self.options.split_leaves {
-            self.run_parallel(&own_path, jobs)?
+        if at_top && self.options.parallel && changes.len() >= self.options.split_leaves {
+            let jobs = jobs.collect();
+            self.run_parallel(&own_path, jobs)?;
         } else {
-            let run = |(nibble, start, group)| Ok((nibble, self.run(&own_path, nibble, start, group)?));
-            jobs.into_iter().map(run).collect::<FoldResult<ChangedChildren<S>, S>>()?
-        };
-        if let Some((path, body)) = displaced {
-            changed.push((path.get_unchecked(depth), Node::Branch(path, body)));
+            jobs.try_for_each(|(nibble, start, group)| {
+                let node = self.run(&own_path, nibble, start, group)?;
+                self.changed.push((nibble, node));
+                Ok(())
+            })?;
         }
-        self.assemble(own_path, branch, changed)
+        if let Some((path, row)) = displaced {
+            let nibble = path.get_unchecked(depth);
+            let node = self.arena.add_branch(path, Some(row), std::iter::empty());
+            self.changed.push((nibble, node));
+            self.changed[first..].sort_unstable_by_key(|(nibble, _)| *nibble);
+        }
+        let node = self.assemble(own_path, row, first);
+        self.changed.truncate(first);
+        node
     }
 
-    fn run(
-        &mut self,
-        own_path: &Nibbles,
-        nibble: u8,
-        start: Start,
-        changes: Changes<'_, S>,
-    ) -> FoldResult<Node<S::Value>, S> {
-        let slot = child_slot(own_path, nibble);
+    fn run(&mut self, own_path: &Nibbles, nibble: u8, start: Start, changes: Changes<'_, S>) -> FoldResult<Node, S> {
         match start {
-            Start::Child(kind) => self.slot(&slot, kind, changes),
-            Start::Displaced(path, body) => self.branch(&slot, path, body, changes),
+            Start::Child(kind) => self.slot(&child_slot(own_path, nibble), kind, changes),
+            Start::Displaced(found) => self.branch(own_path.len() + 1, found, changes),
         }
     }
 
-    fn run_parallel(
-        &mut self,
-        own_path: &Nibbles,
-        jobs: Vec<(u8, Start, Changes<'_, S>)>,
-    ) -> FoldResult<ChangedChildren<S>, S> {
+    fn run_parallel(&mut self, own_path: &Nibbles, jobs: Vec<(u8, Start, Changes<'_, S>)>) -> FoldResult<(), S> {
         let options = self.options;
         let results: Vec<_> = jobs
             .into_par_iter()
             .with_max_len(1)
             .map_with(self.source.clone(), |source, (nibble, start, group)| {
-                let mut folder = Folder::new(&*source, options);
-                let node = folder.run(own_path, nibble, start, group)?;
-                Ok((nibble, node, folder.old_rows, folder.new_rows))
+                let mut descent = Descent::new(source.clone(), options);
+                let node = descent.run(own_path, nibble, start, group)?;
+                Ok((nibble, node, descent.arena))
             })
             .collect();
-        let mut nodes = Vec::with_capacity(results.len());
         // Of several failures the first in key order is reported, as a serial fold would.
         for result in results {
-            let (nibble, node, old_rows, new_rows) = result?;
-            nodes.push((nibble, node));
-            self.old_rows.extend(old_rows);
-            self.new_rows.extend(new_rows);
+            let (nibble, node, arena) = result?;
+            let node = self.arena.absorb(arena).node(node);
+            self.changed.push((nibble, node));
         }
-        Ok(nodes)
+        Ok(())
     }
 
-    /// Puts changed children into their branch. With fewer than two children left there is no branch.
-    fn assemble(
-        &mut self,
-        own_path: Nibbles,
-        mut branch: Box<Branch>,
-        mut changed: ChangedChildren<S>,
-    ) -> FoldResult<Node<S::Value>, S> {
-        for (nibble, _) in &changed {
-            branch.clear(*nibble);
+    /// Puts changed children, those from `first` on, into their branch. With fewer than two children left there is no
+    /// branch.
+    fn assemble(&mut self, own_path: Nibbles, row: Option<StoredRow>, first: usize) -> FoldResult<Node, S> {
+        let changed = &self.changed[first..];
+        let mut kept = row.as_ref().map_or_else(Masks::default, |row| row.masks);
+        changed.iter().for_each(|(nibble, _)| kept.clear(1 << nibble));
+        let mut left = changed.iter().map(|(_, node)| *node).filter(|node| *node != Node::Empty);
+        let (sole, others) = (left.next().unwrap_or_default(), left.count());
+        let nodes = if sole == Node::Empty { 0 } else { 1 + others };
+        if kept.len() + nodes >= 2 {
+            return Ok(self.arena.add_branch(own_path, row, changed.iter().copied()));
         }
-        changed.retain(|(_, node)| !matches!(node, Node::Empty));
-        match (branch.first(), branch.len() as usize + changed.len()) {
-            (_, 0) => Ok(Node::Empty),
-            (None, 1) => Ok(changed.pop().map_or(Node::Empty, |(_, node)| node)),
-            (Some(nibble), 1) => self.rise(&child_slot(&own_path, nibble), branch.kind(nibble)),
-            _ => {
-                for (nibble, node) in changed {
-                    let (kind, reference) = self.settle(child_slot(&own_path, nibble), node);
-                    branch.set(nibble, kind, reference);
-                }
-                Ok(Node::Branch(own_path, Body::Known(branch)))
-            }
+        if let Some(row) = row {
+            self.arena.forget(own_path.slice(..usize::from(row.slot_depth)));
+        }
+        match kept.first() {
+            Some(nibble) => self.rise(&child_slot(&own_path, nibble), kept.kind(nibble)),
+            None => Ok(sole),
         }
     }
 
     /// Reads a child that was not touched, but is the last one of its parent and takes its place.
-    fn rise(&mut self, slot: &Nibbles, kind: ChildKind) -> FoldResult<Node<S::Value>, S> {
+    fn rise(&mut self, slot: &Nibbles, kind: ChildKind) -> FoldResult<Node, S> {
         if kind != ChildKind::Leaf {
-            if let Some((own_path, body)) = self.read_branch(slot)? {
-                return Ok(Node::Branch(own_path, body));
+            if let Some((own_path, row)) = self.read_branch(slot)? {
+                return Ok(self.arena.add_branch(own_path, Some(row), std::iter::empty()));
             }
             if kind == ChildKind::Branch {
                 return self.corrupt(slot, Corruption::MissingRow);
             }
         }
         let (key, value) = self.read_leaf(slot)?;
-        Ok(Node::Leaf(key, value))
-    }
-
-    /// Encodes a node for the slot at which it stays.
-    fn settle(&mut self, slot: Nibbles, node: Node<S::Value>) -> (ChildKind, RlpNode) {
-        match node {
-            Node::Empty => (ChildKind::Empty, RlpNode::default()),
-            Node::Leaf(key, value) => (ChildKind::Leaf, reference(self.encoder.leaf(&key, slot.len(), &value))),
-            Node::Branch(own_path, body) => {
-                let extension = own_path.slice(slot.len()..);
-                self.new_rows.push((slot, body.encode(&extension)));
-                (ChildKind::Branch, self.encoder.reference_behind(&extension, &body))
-            }
-        }
-    }
-
-    fn finish(mut self, top: Node<S::Value>) -> TrieFold {
-        let root = settle_root(&mut self.encoder, &mut self.new_rows, top);
-        TrieFold { root, rows: changed_rows(self.old_rows, self.new_rows) }
+        Ok(self.arena.add_leaf(key, value))
     }
 
     /// The branch filed under `slot`, with its own path.
-    fn read_branch(&mut self, slot: &Nibbles) -> FoldResult<Option<(Nibbles, Body)>, S> {
-        let Some(row) = self.source.row(slot).map_err(FoldError::Read)? else { return Ok(None) };
-        let (extension, body) = match Body::decode(&row, slot.len()) {
-            Ok(decoded) => decoded,
+    fn read_branch(&mut self, slot: &Nibbles) -> FoldResult<Option<Found>, S> {
+        let Some(bytes) = self.source.row(slot).map_err(FoldError::Read)? else { return Ok(None) };
+        let head = match RowHead::decode(&bytes, slot.len()) {
+            Ok(head) => head,
             Err(malformed) => return self.corrupt(slot, Corruption::MalformedRow(malformed)),
         };
+        let RowHead { extension, masks, references_at, blinded } = head;
+        let row = StoredRow { bytes, masks, references_at, slot_depth: slot.len() as u8, blinded };
         if slot.is_empty()
             && let Some(expected) = self.root_to_check
         {
-            let got = self.encoder.root_behind(&extension, &body);
+            let got = root_of_row(&extension, &row);
             if got != expected {
                 return self.corrupt(slot, Corruption::RootMismatch { got, expected });
             }
         }
-        self.old_rows.push((*slot, row));
-        Ok(Some((slot.join(&extension), body)))
+        let own_path = if extension.is_empty() { *slot } else { slot.join(&extension) };
+        Ok(Some((own_path, row)))
     }
 
     /// The one leaf below `slot`.
@@ -392,6 +382,16 @@ impl<'a, S: TrieSource> Folder<'a, S> {
             None => self.corrupt(slot, Corruption::LeafMissing),
         }
     }
+}
+
+/// The root of the trie whose topmost row is this.
+fn root_of_row(extension: &Nibbles, row: &StoredRow) -> B256 {
+    let references = row.references();
+    if !row.blinded {
+        return root_hash(&BranchNode { state_mask: row.masks.state, references }.reference_behind(extension));
+    }
+    let branch = RlpNode::from_raw(references).unwrap_or_default();
+    root_hash(&if extension.is_empty() { branch } else { extension_reference(extension, &branch) })
 }
 
 /// The slot path of a branch's child.
@@ -411,35 +411,4 @@ fn fork_depth<V>(own_path: &Nibbles, slot_depth: usize, changes: &[LeafChange<V>
         change.map_or(own_path.len(), |change| own_path.common_prefix_length(&Nibbles::unpack_array(&change.key.0)))
     };
     shared(changes.first()).min(shared(changes.last()))
-}
-
-/// Encodes a trie's topmost node and gives the trie's root.
-pub(crate) fn settle_root<V: LeafValue>(encoder: &mut NodeEncoder, rows: &mut NewRows, top: Node<V>) -> B256 {
-    match top {
-        Node::Empty => EMPTY_ROOT_HASH,
-        Node::Leaf(key, value) => root_hash(encoder.leaf(&key, 0, &value)),
-        Node::Branch(own_path, body) => {
-            rows.push((Nibbles::new(), body.encode(&own_path)));
-            encoder.root_behind(&own_path, &body)
-        }
-    }
-}
-
-/// What differs between the rows that were read and those that settled.
-fn changed_rows(mut old: NewRows, mut new: NewRows) -> Vec<(Nibbles, Option<Bytes>)> {
-    old.sort_unstable_by_key(|(slot, _)| *slot);
-    new.sort_unstable_by_key(|(slot, _)| *slot);
-    let mut changed = Vec::with_capacity(new.len());
-    let mut old = old.into_iter().peekable();
-    for (slot, row) in new {
-        while let Some((gone, _)) = old.next_if(|(before, _)| *before < slot) {
-            changed.push((gone, None));
-        }
-        let before = old.next_if(|(before, _)| *before == slot);
-        if before.is_none_or(|(_, before)| before != row) {
-            changed.push((slot, Some(row)));
-        }
-    }
-    changed.extend(old.map(|(gone, _)| (gone, None)));
-    changed
 }

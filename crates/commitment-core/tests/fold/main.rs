@@ -1,5 +1,6 @@
 //! The fold, the load, the unwinding and the witness, each held to an oracle that builds every trie anew from its leaves.
 
+mod batches;
 mod bulk;
 mod corrupt;
 mod histories;

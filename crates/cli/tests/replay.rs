@@ -6,7 +6,12 @@
 
 mod common;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use alloy_consensus::Block as WireBlock;
 use alloy_rlp::Decodable;
@@ -20,7 +25,7 @@ use foldgate_cli::{
 use foldgate_evm::Transaction;
 use foldgate_pipeline::InvalidReason;
 use foldgate_testing::ReadError;
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn replay_error(error: CliError) -> ReplayError {
     match error {
@@ -229,4 +234,40 @@ fn what_is_no_store_is_not_opened() {
 
 fn chain_of(error: &CliError) -> String {
     chain(error)
+}
+
+#[test]
+fn a_killed_replay_goes_on() {
+    let chain = DemoChain::new(40);
+    let store = tempfile::tempdir().unwrap();
+    let (genesis, blocks) = (chain.path("genesis.json"), chain.path("chain.rlp"));
+    let arguments = [
+        "replay",
+        "--amsterdam-rules",
+        "osaka",
+        "--json",
+        "--genesis",
+        genesis.to_str().unwrap(),
+        "--chain",
+        blocks.to_str().unwrap(),
+        "--db",
+        store.path().to_str().unwrap(),
+    ];
+    let mut done = 0;
+    for wait_ms in [1500, 2500] {
+        let mut child =
+            Command::new(env!("CARGO_BIN_EXE_foldgate")).args(arguments).stdout(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        // It may have ended already.
+        let _ended = child.kill();
+        done += u64::from(child.wait().unwrap().success());
+    }
+    let output = common::process(&arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let left = count(&json, "blocks");
+    assert_eq!(count(&json, "roots_ok"), left);
+    assert!(left <= 40 && (done == 0 || left == 0), "{json}");
+    let again: Value = serde_json::from_slice(&common::process(&arguments).stdout).unwrap();
+    assert_eq!(count(&again, "blocks"), 0);
 }

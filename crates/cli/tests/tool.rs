@@ -1,14 +1,10 @@
-//! The tool as a process: exit statuses, the shape of its JSON, and a replay that is killed.
+//! The tool as a process: exit statuses, and the shape of its JSON.
 
 mod common;
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::fs;
 
-use common::{count, process};
+use common::process;
 use serde_json::Value;
 
 /// The keys of the one line that a command printed.
@@ -83,41 +79,4 @@ fn a_backend_that_was_not_built_in_is_named_with_its_feature() {
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("cargo feature `mdbx`"), "{stderr}");
-}
-
-#[cfg(feature = "redb")]
-#[test]
-fn a_killed_replay_goes_on() {
-    let chain = common::DemoChain::new(40);
-    let store = tempfile::tempdir().unwrap();
-    let (genesis, blocks) = (chain.path("genesis.json"), chain.path("chain.rlp"));
-    let arguments = [
-        "replay",
-        "--amsterdam-rules",
-        "osaka",
-        "--json",
-        "--genesis",
-        genesis.to_str().unwrap(),
-        "--chain",
-        blocks.to_str().unwrap(),
-        "--db",
-        store.path().to_str().unwrap(),
-    ];
-    let mut done = 0;
-    for wait_ms in [1500, 2500] {
-        let mut child =
-            Command::new(env!("CARGO_BIN_EXE_foldgate")).args(arguments).stdout(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(wait_ms));
-        // It may have ended already.
-        let _ended = child.kill();
-        done += u64::from(child.wait().unwrap().success());
-    }
-    let output = process(&arguments);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let left = count(&json, "blocks");
-    assert_eq!(count(&json, "roots_ok"), left);
-    assert!(left <= 40 && (done == 0 || left == 0), "{json}");
-    let again: Value = serde_json::from_slice(&process(&arguments).stdout).unwrap();
-    assert_eq!(count(&again, "blocks"), 0);
 }

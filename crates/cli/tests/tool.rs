@@ -38,7 +38,7 @@ fn demo_tells_people_of_each_block() {
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("wall ms") && text.contains("the overlap hid") && text.contains("2 ahead"), "{text}");
-    assert_eq!(text.lines().filter(|line| line.contains(" 400 ")).count(), 2, "{text}");
+    assert_eq!(text.lines().filter(|line| line.contains("   300 ")).count(), 2, "{text}");
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub fn count(json: &Value, key: &str) -> u64 {
     json[key].as_u64().unwrap_or_else(|| panic!("{key} in {json}"))
 }
 
-/// A chain that `foldgate demo` wrote.
+/// A chain that `foldgate demo --export` wrote.
 #[derive(Debug)]
 pub struct DemoChain {
     directory: TempDir,
@@ -71,7 +71,8 @@ impl DemoChain {
     pub fn new(blocks: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let dir = directory.path().to_str().unwrap();
-        let ran = run(&["demo", "--blocks", &blocks.to_string(), "--dir", dir, "--json"]).unwrap();
+        let blocks_text = blocks.to_string();
+        let ran = run(&["demo", "--backend", "memory", "--blocks", &blocks_text, "--export", dir, "--json"]).unwrap();
         let json = ran.json();
         assert_eq!(count(&json, "folded_ahead"), blocks, "{json}");
         Self { directory }

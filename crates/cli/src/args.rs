@@ -71,6 +71,9 @@ pub struct DemoArgs {
     /// The store's folder, empty or not there yet. Without it, a temporary one.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// Write the chain into this folder too, for `replay --amsterdam-rules osaka`: genesis.json, chain.rlp, bals/.
+    #[arg(long, value_name = "DIR")]
+    pub export: Option<PathBuf>,
     /// When roots are computed.
     #[arg(long, value_enum, default_value_t)]
     pub mode: ModeArg,

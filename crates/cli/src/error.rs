@@ -13,10 +13,10 @@ pub enum CliError {
     Backend(#[from] BackendError),
     /// The demonstration stopped.
     #[error(transparent)]
-    Demo(#[from] DemoError),
+    Demo(Box<DemoError>),
     /// A replay stopped.
     #[error(transparent)]
-    Replay(#[from] ReplayError),
+    Replay(Box<ReplayError>),
     /// A path holds no test.
     #[error("{}: there is no test here", path.display())]
     NoTests {
@@ -29,4 +29,16 @@ pub enum CliError {
     /// The report could not be put into JSON.
     #[error("writing the report as JSON")]
     Json(#[from] serde_json::Error),
+}
+
+impl From<DemoError> for CliError {
+    fn from(error: DemoError) -> Self {
+        Self::Demo(Box::new(error))
+    }
+}
+
+impl From<ReplayError> for CliError {
+    fn from(error: ReplayError) -> Self {
+        Self::Replay(Box::new(error))
+    }
 }

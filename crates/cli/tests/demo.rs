@@ -7,7 +7,7 @@ use foldgate_cli::{
 };
 
 fn folded_ahead(backend: BackendKind) {
-    let args = |mode| DemoArgs { blocks: 4, backend, dir: None, mode, json: true };
+    let args = |mode| DemoArgs { blocks: 4, backend, dir: None, export: None, mode, json: true };
     let report = run(&args(ModeArg::Bal)).unwrap();
     let summary = &report.summary;
     assert_eq!((summary.blocks, summary.roots_ok, summary.folded_ahead, summary.folded_incremental), (4, 4, 4, 0));

@@ -17,7 +17,10 @@ use alloy_genesis::Genesis;
 use alloy_primitives::{Address, B256, Bytes, U256};
 use alloy_rlp::Error as RlpError;
 use alloy_trie::EMPTY_ROOT_HASH;
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, IgnoredAny},
+};
 
 use crate::{
     EthBlock, ReadError,
@@ -151,12 +154,28 @@ impl<R: Read> Iterator for ChainReader<R> {
     }
 }
 
-/// Reads a geth-style genesis (config, header fields, alloc).
+/// Reads a geth-style genesis (config, header fields, alloc). Like go-ethereum it asks for `config`, `gasLimit`, `difficulty`
+/// and `alloc`; other fields have defaults.
 ///
 /// # Errors
 /// [`ReadError::Io`], [`ReadError::TooLarge`], [`ReadError::Json`] with the field.
 pub fn read_genesis(path: &Path) -> Result<Genesis, ReadError> {
-    json::parse(&path.display().to_string(), &archive::read_file(path, "the genesis", MAX_JSON_BYTES)?)
+    let (file, content) = (path.display().to_string(), archive::read_file(path, "the genesis", MAX_JSON_BYTES)?);
+    let RequiredJson { .. } = json::parse(&file, &content)?;
+    json::parse(&file, &content)
+}
+
+/// What makes a JSON object a genesis: the library takes any object for one.
+#[derive(Deserialize)]
+struct RequiredJson {
+    #[serde(rename = "config")]
+    _config: IgnoredAny,
+    #[serde(rename = "gasLimit")]
+    _gas_limit: IgnoredAny,
+    #[serde(rename = "difficulty")]
+    _difficulty: IgnoredAny,
+    #[serde(rename = "alloc")]
+    _alloc: IgnoredAny,
 }
 
 /// The state that a genesis allocates; its empty accounts are kept.

@@ -8,8 +8,15 @@
 
 mod chain;
 mod contracts;
+mod files;
 
-use std::{collections::BTreeMap, error::Error, io::Write, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    io::{self, Write},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use alloy_primitives::B256;
 use foldgate_core::{
@@ -21,7 +28,10 @@ use foldgate_pipeline::Mode;
 use foldgate_testing::oracle::{self, HashedAccount};
 
 pub use self::chain::ChainError;
-use self::chain::{Maker, genesis};
+use self::{
+    chain::{Maker, genesis},
+    files::ChainFiles,
+};
 use crate::{
     CliError,
     args::{DemoArgs, ModeArg},
@@ -54,6 +64,14 @@ pub enum DemoError {
     NotEmpty {
         /// The folder.
         path: PathBuf,
+    },
+    /// The chain could not be written into files.
+    #[error("writing {}", path.display())]
+    Export {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// A block was not imported.
     #[error(transparent)]
@@ -131,7 +149,9 @@ fn demo<S: TrieStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErr
     if store.tip().map_err(read_error)?.is_some() {
         return Err(DemoError::NotEmpty { path: args.dir.clone().unwrap_or_default() });
     }
-    let origin = Origin::new(&genesis()?, AmsterdamRules::Osaka)?;
+    let genesis = genesis()?;
+    let origin = Origin::new(&genesis, AmsterdamRules::Osaka)?;
+    let mut files = args.export.as_deref().map(|directory| ChainFiles::create(directory, &genesis)).transpose()?;
     // The chain is made in memory: the store to be filled sees nothing of it but bytes.
     let workshop = Arc::new(MemoryStore::new());
     origin.load(&workshop)?;
@@ -144,7 +164,10 @@ fn demo<S: TrieStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErr
     let mut missing = args.blocks;
     while missing > 0 {
         let window = missing.min(WINDOW);
-        let blocks = (0..window).map(|_| maker.next()).collect::<Result<_, _>>()?;
+        let blocks: Vec<_> = (0..window).map(|_| maker.next()).collect::<Result<_, _>>()?;
+        if let Some(files) = &mut files {
+            blocks.iter().try_for_each(|block| files.add(block))?;
+        }
         importer.import(blocks, &mut |block| {
             reports.push(*block);
             progress.step_block();
@@ -153,6 +176,7 @@ fn demo<S: TrieStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErr
         missing -= window;
     }
     progress.finish();
+    files.map_or(Ok(()), ChainFiles::finish)?;
     let leaves = check_root(&**store)?;
     Ok(Report { summary: importer.summary().clone(), blocks: reports, leaves })
 }

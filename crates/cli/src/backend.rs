@@ -59,6 +59,16 @@ pub enum BackendError {
         /// The directory given.
         path: PathBuf,
     },
+    /// The directory holds the store of another backend.
+    #[error("{} holds a store of the {found} backend, not of {backend}", path.display())]
+    OtherBackend {
+        /// The backend asked for.
+        backend: BackendKind,
+        /// The backend whose store is there.
+        found: BackendKind,
+        /// The directory.
+        path: PathBuf,
+    },
     /// A temporary directory could not be made.
     #[error("making a temporary directory")]
     TemporaryDirectory(#[source] std::io::Error),
@@ -76,8 +86,13 @@ pub trait Backend: Copy + Send + Sync {
     /// [`BackendError::Open`].
     fn open(self, directory: &Path, cache_bytes: usize) -> Result<Self::Store, BackendError>;
 
+    /// Which backend it is.
+    fn kind(self) -> BackendKind;
+
     /// Whether the store lives in a directory.
-    fn is_durable(self) -> bool;
+    fn is_durable(self) -> bool {
+        self.kind().file().is_some()
+    }
 }
 
 /// What a command does on any backend.
@@ -90,6 +105,25 @@ pub trait OnBackend {
 }
 
 impl BackendKind {
+    /// The file by which a store's directory is known, whether the backend is compiled in or not.
+    const fn file(self) -> Option<&'static str> {
+        match self {
+            Self::Memory => None,
+            Self::Redb => Some("foldgate.redb"),
+            Self::Mdbx => Some("mdbx.dat"),
+        }
+    }
+
+    /// Refuses a directory that holds the store of another backend: a second store beside it would be empty.
+    fn check_directory(self, path: &Path) -> Result<(), BackendError> {
+        let others = [Self::Redb, Self::Mdbx].into_iter().filter(|other| *other != self);
+        let mut there = others.filter(|other| other.file().is_some_and(|file| path.join(file).exists()));
+        match there.next() {
+            Some(found) => Err(BackendError::OtherBackend { backend: self, found, path: path.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
     /// Does `work` on this backend.
     ///
     /// # Errors
@@ -118,8 +152,8 @@ impl Backend for Memory {
         Ok(MemoryStore::default())
     }
 
-    fn is_durable(self) -> bool {
-        false
+    fn kind(self) -> BackendKind {
+        BackendKind::Memory
     }
 }
 
@@ -138,8 +172,8 @@ impl Backend for Redb {
             .map_err(|error| open_error(BackendKind::Redb, directory, error))
     }
 
-    fn is_durable(self) -> bool {
-        true
+    fn kind(self) -> BackendKind {
+        BackendKind::Redb
     }
 }
 
@@ -160,8 +194,8 @@ impl Backend for Mdbx {
             .map_err(|error| open_error(BackendKind::Mdbx, directory, error))
     }
 
-    fn is_durable(self) -> bool {
-        true
+    fn kind(self) -> BackendKind {
+        BackendKind::Mdbx
     }
 }
 
@@ -191,6 +225,9 @@ impl<S> Home<S> {
         if let (false, Some(path)) = (backend.is_durable(), directory) {
             return Err(BackendError::NoDirectory { path: path.to_owned() });
         }
+        if let Some(path) = directory {
+            backend.kind().check_directory(path)?;
+        }
         let temporary = match directory {
             None if backend.is_durable() => Some(tempfile::tempdir().map_err(BackendError::TemporaryDirectory)?),
             _ => None,
@@ -202,5 +239,26 @@ impl<S> Home<S> {
     /// The store.
     pub const fn store(&self) -> &Arc<S> {
         &self.store
+    }
+}
+
+#[cfg(all(test, feature = "redb", feature = "mdbx"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_holds_the_store_of_one_backend() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = Some(directory.path());
+        drop(Home::open(Redb, path, 1 << 20).unwrap());
+        let mixed = Home::open(Mdbx, path, 1 << 20);
+        assert!(matches!(mixed, Err(BackendError::OtherBackend { found: BackendKind::Redb, .. })));
+        drop(Home::open(Redb, path, 1 << 20).unwrap());
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = Some(directory.path());
+        drop(Home::open(Mdbx, path, 1 << 20).unwrap());
+        let mixed = Home::open(Redb, path, 1 << 20);
+        assert!(matches!(mixed, Err(BackendError::OtherBackend { found: BackendKind::Mdbx, .. })));
     }
 }

@@ -1,6 +1,6 @@
 //! Why a command could not be carried out.
 
-use std::{io, path::PathBuf};
+use std::{error::Error, fmt, io, path::PathBuf};
 
 use crate::{backend::BackendError, demo::DemoError, replay::ReplayError};
 
@@ -40,5 +40,26 @@ impl From<DemoError> for CliError {
 impl From<ReplayError> for CliError {
     fn from(error: ReplayError) -> Self {
         Self::Replay(Box::new(error))
+    }
+}
+
+/// An error with everything that caused it, in one line. What an error has said of its cause is not said again.
+#[derive(Debug)]
+pub struct Causes<'a>(pub &'a dyn Error);
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut said = self.0.to_string();
+        f.write_str(&said)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if !said.ends_with(&text) {
+                write!(f, ": {text}")?;
+            }
+            said = text;
+            source = cause.source();
+        }
+        Ok(())
     }
 }

@@ -33,7 +33,7 @@ pub mod witness;
 use std::io::Write;
 
 pub use args::{Cli, Command};
-pub use error::CliError;
+pub use error::{Causes, CliError};
 
 /// Runs a command: its report goes to `out`, failures beside it to `notes`. Says whether all is well.
 ///

@@ -2,22 +2,17 @@
 //!
 //! Exit status: 0 if all is well; 1 if something was found wrong or failed; 2 if the arguments make no sense.
 
-use std::{error::Error, io, process::ExitCode};
+use std::{io, process::ExitCode};
 
 use clap::Parser;
-use foldgate_cli::{Cli, run};
+use foldgate_cli::{Causes, Cli, run};
 
 fn main() -> ExitCode {
     match run(Cli::parse(), &mut io::stdout().lock(), &mut io::stderr()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error}");
-            let mut source = error.source();
-            while let Some(cause) = source {
-                eprintln!("  caused by: {cause}");
-                source = cause.source();
-            }
+            eprintln!("error: {}", Causes(&error));
             ExitCode::FAILURE
         }
     }

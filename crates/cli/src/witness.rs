@@ -34,7 +34,7 @@ use foldgate_testing::{
 };
 use serde::Serialize;
 
-use crate::{CliError, args::WitnessArgs};
+use crate::{Causes, CliError, args::WitnessArgs};
 
 /// Why a block could not be verified.
 #[derive(Debug, thiserror::Error)]
@@ -206,7 +206,7 @@ pub(crate) fn command(args: &WitnessArgs, out: &mut dyn Write, notes: &mut dyn W
                     None => writeln!(to)?,
                 }
             }
-            Err(fault) => writeln!(notes, "FAILED {}: {}", path.display(), Chain(fault))?,
+            Err(fault) => writeln!(notes, "FAILED {}: {}", path.display(), Causes(fault))?,
         }
     }
     let Summary { blocks, roots_ok } = report.summary;
@@ -215,21 +215,6 @@ pub(crate) fn command(args: &WitnessArgs, out: &mut dyn Write, notes: &mut dyn W
         false => writeln!(out, "blocks  {blocks}: {roots_ok} roots right")?,
     }
     Ok(blocks == roots_ok)
-}
-
-/// An error with everything that caused it, in one line.
-struct Chain<'a>(&'a dyn std::error::Error);
-
-impl fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(cause) = source {
-            write!(f, ": {cause}")?;
-            source = cause.source();
-        }
-        Ok(())
-    }
 }
 
 /// Verifies the blocks of all files. What is wrong with one does not keep the others from being looked at.

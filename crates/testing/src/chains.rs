@@ -154,8 +154,7 @@ impl<R: Read> Iterator for ChainReader<R> {
     }
 }
 
-/// Reads a geth-style genesis (config, header fields, alloc). Like go-ethereum it asks for `config`, `gasLimit`, `difficulty`
-/// and `alloc`; other fields have defaults.
+/// Reads a geth-style genesis (config, header fields, alloc). It has to have `config` and `alloc`; other fields have defaults.
 ///
 /// # Errors
 /// [`ReadError::Io`], [`ReadError::TooLarge`], [`ReadError::Json`] with the field.
@@ -170,10 +169,6 @@ pub fn read_genesis(path: &Path) -> Result<Genesis, ReadError> {
 struct RequiredJson {
     #[serde(rename = "config")]
     _config: IgnoredAny,
-    #[serde(rename = "gasLimit")]
-    _gas_limit: IgnoredAny,
-    #[serde(rename = "difficulty")]
-    _difficulty: IgnoredAny,
     #[serde(rename = "alloc")]
     _alloc: IgnoredAny,
 }

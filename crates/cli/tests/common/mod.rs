@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::Parser;
-use foldgate_cli::{Cli, CliError};
+use foldgate_cli::{Causes, Cli, CliError};
 use foldgate_testing::chains::ChainReader;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -47,13 +47,7 @@ pub fn process(arguments: &[&str]) -> Output {
 
 /// An error with everything that caused it.
 pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
+    Causes(error).to_string()
 }
 
 /// The number under a key.

@@ -34,6 +34,8 @@ use super::{
 
 /// How many nodes are hashed together: the width of the widest kernel.
 const WIDTH: usize = 8;
+/// A node is hashed several times faster than a changed leaf goes down its trie: handing a level out pays later.
+const NODES_PER_LEAF: usize = 4;
 /// A branch takes four rate blocks at most. Longer leaves, which no state has, are hashed one by one.
 const CLASSES: usize = 4;
 
@@ -70,7 +72,7 @@ pub(crate) fn hash<V: LeafValue>(arena: &mut Arena<V>, options: &FoldOptions) {
 
 /// The number of nodes in a piece of a level, or `None` if it is not worth cutting up.
 fn piece_length(nodes: usize, options: &FoldOptions) -> Option<usize> {
-    if !options.parallel || nodes < options.split_leaves.max(2) {
+    if !options.parallel || nodes < options.split_leaves.saturating_mul(NODES_PER_LEAF) {
         return None;
     }
     // A few pieces for each thread, since another block's work may keep one of them busy.

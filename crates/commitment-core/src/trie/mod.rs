@@ -75,7 +75,7 @@ pub struct FoldOptions {
     /// Storage tries are folded beside each other from this many changed slots on, counted over all tries.
     pub parallel_slots: usize,
     /// A trie's topmost branch shares its children out to threads from this many changed leaves on; and a level of
-    /// nodes is hashed by several threads from this many nodes on.
+    /// nodes is hashed by several threads from four times as many nodes on.
     pub split_leaves: usize,
 }
 

@@ -186,7 +186,6 @@ fn config(dice: &mut Dice) -> PipelineConfig {
         max_in_flight: size(1 + dice.roll(24)),
         max_orphans: dice.roll(8) as usize,
         max_remembered: if dice.one_in(2) { 1024 } else { dice.roll(4) as usize },
-        ..PipelineConfig::default()
     }
 }
 
@@ -403,7 +402,10 @@ fn settle<S: TrieStore>(storm: Storm<'_, S>, store: &S, explicit: bool) -> u64 {
         }
         let delivery = Delivery { block: at, list: List::Payload, end: End::Honest, hesitates: false, reads: true };
         eventually("a block is never judged", || match pipeline.begin(request(&tree.blocks[at], List::Payload)) {
-            Ok(Begun::Known(verdict)) => Some(storm.check(at, List::Payload, &Ok(verdict))),
+            Ok(Begun::Known(verdict)) => {
+                storm.check(at, List::Payload, &Ok(verdict));
+                Some(())
+            }
             Ok(Begun::Started(handle)) => {
                 storm.execute(&delivery, handle);
                 None

@@ -113,6 +113,7 @@ pub(crate) enum Admission {
 }
 
 /// A block that was begun, or that needs no second beginning. `R` is the store's snapshot.
+#[expect(clippy::large_enum_variant, reason = "nearly always the large one, and never kept")]
 pub enum Begun<R: TrieReader> {
     /// The block is under way: execute it.
     Started(BlockHandle<R>),

@@ -26,6 +26,7 @@ macro_rules! stamp_all {
 
 mod differential;
 mod faulty;
+mod judgement;
 mod pipeline;
 mod races;
 mod storm;

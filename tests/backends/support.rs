@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256, U256, keccak256};
 use foldgate::{
-    BlockRequest, BlockResult, Pipeline, PipelineConfig, TrieReader, TrieStore, Verdict,
-    core::{BlockAccessIndex, trie::bulk::StateLoad},
+    BlockRequest, BlockResult, Pipeline, PipelineConfig, StateReader, TrieReader, TrieStore, Verdict,
+    core::{BlockAccessIndex, keys, trie::bulk::StateLoad},
     pipeline::{Begun, BlockHandle, Outcome, RebuiltBal, RecordError, ValidBlock, VerdictTicket},
 };
 use foldgate_storage_mdbx::MdbxStore;
@@ -153,4 +153,30 @@ pub(crate) fn valid(outcome: Outcome) -> Arc<ValidBlock> {
         Ok(Verdict::Valid(valid)) => valid,
         other => panic!("not valid: {other:?}"),
     }
+}
+
+/// The executor's view is the parent's state.
+pub(crate) fn assert_view<R: StateReader>(view: &R, parent: &SimBlock) {
+    for index in 0..48_u64 {
+        let address = Address::from_slice(&keccak256(index.to_be_bytes())[..20]);
+        let hashed_address = keys::hash_address(&address);
+        let info = view.account_info(&hashed_address).unwrap_or_else(|error| panic!("{error}"));
+        let expected = parent.state.accounts.get(&address);
+        assert_eq!(
+            info.map(|info| (info.nonce, info.balance, info.code_hash)),
+            expected.map(|account| (account.nonce, account.balance, account.code_hash())),
+            "{address} after {}",
+            parent.facts.block
+        );
+        for slot in (0..24).map(U256::from) {
+            let value = view.storage(&hashed_address, &keys::hash_slot(&slot)).unwrap();
+            let expected = expected.and_then(|account| account.storage.get(&slot)).copied().unwrap_or_default();
+            assert_eq!(value, expected, "{address} slot {slot} after {}", parent.facts.block);
+        }
+        if let Some(account) = expected.filter(|account| !account.code.is_empty()) {
+            assert_eq!(view.code(&account.code_hash()).unwrap().as_ref(), Some(&account.code));
+        }
+    }
+    assert_eq!(view.block_hash(parent.facts.block.number).unwrap(), Some(parent.facts.block.hash));
+    assert_eq!(view.block_hash(parent.facts.block.number + 1).unwrap(), None);
 }

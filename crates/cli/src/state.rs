@@ -62,14 +62,6 @@ pub enum StateMismatch {
     Read(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// The items that load a state given in plain keys.
-pub fn load_items(state: &PlainState) -> Vec<LoadItem> {
-    genesis_items(state.accounts.iter().map(|(address, account)| {
-        let (nonce, balance, code) = (account.nonce, account.balance, account.code.clone());
-        (*address, GenesisAccount { nonce, balance, code, storage: account.storage.clone() })
-    }))
-}
-
 /// Holds every account, slot and code that `reader` has to `expected`, and the other way round.
 ///
 /// # Errors

@@ -5,7 +5,7 @@
 //! 2. Blob transactions carry no sidecar: the type cannot hold one.
 
 use alloy_consensus::{EthereumTxEnvelope, Header, TxEip4844};
-use alloy_eips::eip4895::Withdrawal;
+use alloy_eips::{Decodable2718, eip4895::Withdrawal};
 use alloy_primitives::{Sealed, keccak256};
 use alloy_rlp::{Decodable, Header as RlpHeader};
 use foldgate_core::{BlockFacts, BlockHash, BlockNumHash};
@@ -143,17 +143,39 @@ fn decode_transactions(body: &mut &[u8]) -> Result<Vec<Transaction>, BlockDecode
     let mut list = RlpHeader::decode_bytes(body, true).map_err(malformed("list of transactions"))?;
     let mut transactions = Vec::new();
     while !list.is_empty() {
-        let transaction = Transaction::decode(&mut list)
+        let transaction = decode_transaction(&mut list)
             .map_err(|source| BlockDecodeError::Transaction { index: transactions.len(), source })?;
         transactions.push(transaction);
     }
     Ok(transactions)
 }
 
+/// Decodes a list as a legacy transaction, and a string as exactly one typed transaction (EIP-2718).
+///
+/// The library's own way of a transaction over the wire is not used: it also takes a typed transaction that stands
+/// outside of a string, or that does not fill its string.
+fn decode_transaction(list: &mut &[u8]) -> alloy_rlp::Result<Transaction> {
+    let mut ahead = *list;
+    if RlpHeader::decode(&mut ahead)?.list {
+        return Transaction::fallback_decode(list).map_err(Into::into);
+    }
+    let mut envelope = RlpHeader::decode_bytes(list, false)?;
+    let transaction = match envelope.split_first() {
+        // A type byte alone is its own string in RLP; the transaction it would announce is no part of it.
+        Some((transaction_type, rest)) if !rest.is_empty() => {
+            envelope = rest;
+            Transaction::typed_decode(*transaction_type, &mut envelope)?
+        }
+        _ => return Err(alloy_rlp::Error::InputTooShort),
+    };
+    if envelope.is_empty() { Ok(transaction) } else { Err(alloy_rlp::Error::UnexpectedLength) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use alloy_consensus::{SignableTransaction, TxEip1559};
+    use alloy_eips::Encodable2718;
     use alloy_primitives::{B256, Signature};
     use alloy_rlp::Encodable;
 
@@ -202,6 +224,36 @@ mod tests {
             assert_eq!((facts.tx_count, facts.expected_bal_hash), (2, header.block_access_list_hash));
         }
         assert_eq!(Block::decode(&rlp(&Header::default(), &[], None)).unwrap().withdrawals, None);
+    }
+
+    /// EIP-2718: in a block a typed transaction is one string, no more and no less.
+    #[test]
+    fn a_typed_transaction_fills_a_string() {
+        let transaction = Transaction::Eip1559(TxEip1559::default().into_signed(Signature::test_signature()));
+        let typed = transaction.encoded_2718();
+        let block = |transactions: &[u8]| {
+            let mut payload = Vec::new();
+            Header::default().encode(&mut payload);
+            RlpHeader { list: true, payload_length: transactions.len() }.encode(&mut payload);
+            payload.extend_from_slice(transactions);
+            Vec::<Header>::new().encode(&mut payload);
+            let mut block = Vec::new();
+            RlpHeader { list: true, payload_length: payload.len() }.encode(&mut block);
+            Block::decode(&[block, payload].concat()).map(|block| block.transactions)
+        };
+        assert_eq!(block(&alloy_rlp::encode(&typed[..])).unwrap(), [transaction]);
+        let refused = |bytes: &[u8], why: &str| {
+            let error = block(bytes).unwrap_err();
+            assert!(matches!(error, BlockDecodeError::Transaction { index: 0, .. }), "{why}: {error}");
+        };
+        refused(&typed, "outside of a string");
+        let longer = [&typed[..], &[0x80]].concat();
+        refused(&alloy_rlp::encode(&longer[..]), "bytes after it in the string");
+        let short = [&[0xb8, 0x40][..], &typed].concat();
+        refused(&short, "a string that ends within it");
+        refused(&[0x02], "a type alone");
+        refused(&[0x80], "an empty string");
+        refused(&alloy_rlp::encode(&[&[0][..], &typed[1..]].concat()[..]), "a list under type 0");
     }
 
     #[test]

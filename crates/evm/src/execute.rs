@@ -220,7 +220,8 @@ impl Stepped<'_> {
         if spec.is_prague_active_at_timestamp(header.timestamp) {
             system::check_deposits(spec, executor.receipts())?;
             // A failed read is in the latch; whatever is returned for it is replaced.
-            system::check_request_contracts(executor.evm_mut().db_mut()).map_err(|_| Stop::Cancelled)??;
+            system::check_request_contracts(spec, header.timestamp, executor.evm_mut().db_mut())
+                .map_err(|_| Stop::Cancelled)??;
         }
         let (evm, result) = executor.finish().map_err(|error| stop(None, error))?;
         let mut recorder = evm.into_db();

@@ -10,14 +10,16 @@ use std::{
 
 use alloy_consensus::{EthereumTxEnvelope, Header, SignableTransaction, TxLegacy};
 use alloy_eips::eip4895::Withdrawal;
-use alloy_primitives::{Address, B256, Bytes, Sealable, Signature, TxKind, U256, bytes, keccak256};
+use alloy_primitives::{Address, B256, Bytes, Sealable, Signature, TxKind, U256, address, bytes, keccak256};
 use common::MapState;
 use foldgate_core::{
     AccountInfo, AccountWrites, EmptyAccounts, HashedPostState, KeyHasher, LeafChanges, StateReader, StateWrites,
     keys::{hash_address, hash_slot},
     resolve,
 };
-use foldgate_evm::{AmsterdamRules, Block, ChainSpec, ExecutedBlock, ExecutionError, Transaction, execute_block};
+use foldgate_evm::{
+    AmsterdamRules, Block, BlockInvalid, ChainSpec, ExecutedBlock, ExecutionError, Transaction, execute_block,
+};
 use foldgate_testing::oracle::{PlainAccount, PlainState};
 
 const SENDER: Address = Address::repeat_byte(0x11);
@@ -280,4 +282,30 @@ fn senders_must_be_as_many_as_transactions() {
     let block = block(vec![call(0, OTHER, 1)]);
     let result = execute_block(&spec, &block, &[], parent(vec![]), &mut |_, _| {}, &|| false);
     assert!(matches!(result, Err(ExecutionError::SenderCount { got: 0, expected: 1 })));
+}
+
+/// EIP-7002, EIP-7251, EIP-8282: a block is invalid if a contract that it ends with is not there.
+#[test]
+fn each_request_contract_must_have_code() {
+    let addresses = [
+        alloy_eips::eip7002::WITHDRAWAL_REQUEST_PREDEPLOY_ADDRESS,
+        alloy_eips::eip7251::CONSOLIDATION_REQUEST_PREDEPLOY_ADDRESS,
+        address!("0000bff46984e3725691fa540a8c7589300d8282"),
+        address!("000064d678505ad48f8ccb093bc65613800e8282"),
+    ];
+    for (network, due) in [("Cancun", 0), ("Osaka", 2), ("Amsterdam", 4)] {
+        for missing in 0..=addresses.len() {
+            let there = addresses.iter().enumerate().filter(|(index, _)| *index != missing);
+            // STOP: returns no requests.
+            let contracts = there.map(|(_, address)| (*address, account(0, bytes!("00"), &[])));
+            let (result, _) = run(network, &block(vec![]), parent(contracts.collect()));
+            match result {
+                Ok(executed) => assert!(missing >= due && executed.requests.is_empty(), "{network} without {missing}"),
+                Err(ExecutionError::Invalid(BlockInvalid::SystemContractEmpty { address })) => {
+                    assert!(missing < due && address == addresses[missing], "{network} without {missing}");
+                }
+                Err(error) => panic!("{network} without {missing}: {error}"),
+            }
+        }
+    }
 }

@@ -246,9 +246,14 @@ impl EthExecutorSpec for ChainSpec {
 /// The block of the merge, from what a genesis says of it.
 fn merge_condition(genesis: &Genesis) -> Result<ForkCondition, ChainSpecError> {
     let config = &genesis.config;
+    let by_time = config.shanghai_time.is_some();
     match (config.merge_netsplit_block, config.terminal_total_difficulty) {
         (Some(block), _) => Ok(ForkCondition::Block(block)),
-        (None, None) if config.terminal_total_difficulty_passed => Ok(ForkCondition::Block(0)),
+        // The flag alone proves nothing: go-ethereum's own test chains of proof of work have set it. Their genesis has a
+        // difficulty, and no fork by time.
+        (None, None) if config.terminal_total_difficulty_passed && (genesis.difficulty.is_zero() || by_time) => {
+            Ok(ForkCondition::Block(0))
+        }
         (None, None) => Ok(ForkCondition::Never),
         // The genesis itself reaches the difficulty: its child is the first block after the merge.
         (None, Some(ttd)) if genesis.difficulty >= ttd => Ok(ForkCondition::Block(0)),
@@ -335,6 +340,21 @@ mod tests {
             with(BlobParams { update_fraction: 0, ..custom }),
             Err(ChainSpecError::BlobParams { update_fraction: 0, .. })
         ));
+    }
+
+    #[test]
+    fn a_chain_of_proof_of_work_may_claim_the_merge() {
+        let mut genesis = Genesis { difficulty: U256::from(0x20000), ..Genesis::default() };
+        genesis.config.terminal_total_difficulty_passed = true;
+        let merged = |genesis: &Genesis| {
+            ChainSpec::from_genesis(genesis, AmsterdamRules::Full).unwrap().is_paris_active_at_block(1)
+        };
+        assert!(!merged(&genesis), "no terminal difficulty, no fork after the merge");
+        genesis.config.shanghai_time = Some(0);
+        assert!(merged(&genesis), "a fork after the merge");
+        genesis.config.shanghai_time = None;
+        genesis.difficulty = U256::ZERO;
+        assert!(merged(&genesis), "nothing was ever mined");
     }
 
     #[test]

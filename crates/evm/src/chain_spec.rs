@@ -70,6 +70,8 @@ pub struct ChainSpec {
     chain_id: u64,
     forks: EthereumChainHardforks,
     blob_params: Vec<(u64, BlobParams)>,
+    /// From when each of [`network::BLOB_STEPS`] holds; empty but for networks of tests.
+    blob_steps: Vec<u64>,
     deposit_contract: Address,
     amsterdam: ForkCondition,
     amsterdam_rules: AmsterdamRules,
@@ -117,9 +119,12 @@ impl ChainSpec {
     /// # Errors
     /// If the name is unknown. Transitions at a total difficulty ("..AtDiffC0000") are not supported.
     pub fn from_network(name: &str, amsterdam_rules: AmsterdamRules) -> Result<Self, ChainSpecError> {
-        let forks = network::forks(name)
+        let network::Network { forks, blob_steps } = network::network(name)
             .ok_or_else(|| ChainSpecError::UnknownNetwork { got: name.chars().take(80).collect() })?;
-        Ok(Self::new(1, forks, MAINNET_DEPOSIT_CONTRACT_ADDRESS, amsterdam_rules))
+        let mut spec = Self::new(1, forks, MAINNET_DEPOSIT_CONTRACT_ADDRESS, amsterdam_rules);
+        spec.blob_steps = blob_steps;
+        spec.blob_params = spec.blob_params_of(&BTreeMap::new());
+        Ok(spec)
     }
 
     /// Replaces the blob parameters by a schedule: fork name (case does not matter) to parameters, as in a genesis or in
@@ -200,7 +205,8 @@ impl ChainSpec {
         amsterdam_rules: AmsterdamRules,
     ) -> Self {
         let amsterdam = forks.ethereum_fork_activation(EthereumHardfork::Amsterdam);
-        let mut spec = Self { chain_id, forks, blob_params: Vec::new(), deposit_contract, amsterdam, amsterdam_rules };
+        let (blob_params, blob_steps) = (Vec::new(), Vec::new());
+        let mut spec = Self { chain_id, forks, blob_params, blob_steps, deposit_contract, amsterdam, amsterdam_rules };
         spec.blob_params = spec.blob_params_of(&BTreeMap::new());
         spec
     }
@@ -208,6 +214,9 @@ impl ChainSpec {
     fn blob_params_of(&self, schedule: &BTreeMap<String, BlobParams>) -> Vec<(u64, BlobParams)> {
         let scheduled =
             |name: &str| schedule.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, params)| *params);
+        let since_osaka = |params: BlobParams| {
+            params.with_blob_base_cost(BLOB_BASE_COST).with_max_blobs_per_tx(MAX_BLOBS_PER_TX_FUSAKA)
+        };
         let mut all = Vec::new();
         for (fork, name, default) in BLOB_FORKS {
             let ForkCondition::Timestamp(from) = self.forks.ethereum_fork_activation(fork) else { continue };
@@ -215,12 +224,13 @@ impl ChainSpec {
                 Some(params) if fork < EthereumHardfork::Osaka => {
                     Some(params.with_max_blobs_per_tx(params.max_blob_count))
                 }
-                Some(params) => {
-                    Some(params.with_blob_base_cost(BLOB_BASE_COST).with_max_blobs_per_tx(MAX_BLOBS_PER_TX_FUSAKA))
-                }
+                Some(params) => Some(since_osaka(params)),
                 None => default,
             };
             all.extend(params.map(|params| (from, params)));
+        }
+        for (from, (name, default)) in self.blob_steps.iter().zip(network::BLOB_STEPS) {
+            all.push((*from, scheduled(name).map_or(default, since_osaka)));
         }
         // The sort is stable: of two forks at one time the later one stands last, and wins.
         all.sort_by_key(|(from, _)| *from);

@@ -20,8 +20,8 @@ use crate::ReadError;
 /// The largest zstd window that is accepted: 2^27, what `zstd --long=27` makes.
 pub const MAX_WINDOW_BYTES: u64 = 1 << 27;
 
-/// The largest JSON file that is read whole.
-pub const MAX_JSON_BYTES: u64 = 1 << 28;
+/// The largest JSON file that is read whole. Tests of blocks at the limit of EIP-7934 have a hundred megabytes for each fork.
+pub const MAX_JSON_BYTES: u64 = 1 << 30;
 
 /// The largest long name or pax header of an archive's member.
 const MAX_TAR_EXTENSION_BYTES: u64 = 1 << 16;

@@ -4,7 +4,8 @@
 //! 1. Blob parameters are sorted by the timestamp from which they hold; the last one that has begun is in force.
 //! 2. Under [`AmsterdamRules::Osaka`] the EVM never sees Amsterdam: [`EthereumHardforks`] says that it is never active,
 //!    and only [`ChainSpec::commits_to_bal`] knows of it.
-//! 3. The block of the merge is known: a chain whose merge depends on a total difficulty yet to be reached is refused.
+//! 3. Petersburg begins no later than Constantinople.
+//! 4. The block of the merge is known: a chain whose merge depends on a total difficulty yet to be reached is refused.
 
 use std::collections::BTreeMap;
 
@@ -243,7 +244,16 @@ impl EthereumHardforks for ChainSpec {
         if self.amsterdam_rules == AmsterdamRules::Osaka && fork >= EthereumHardfork::Amsterdam {
             return ForkCondition::Never;
         }
-        self.forks.ethereum_fork_activation(fork)
+        let activation = self.forks.ethereum_fork_activation(fork);
+        match (fork, self.forks.ethereum_fork_activation(EthereumHardfork::Constantinople), activation) {
+            // The EVM has no rules for the time between the two. Those of Petersburg are Constantinople's but for the gas
+            // of SSTORE (EIP-1283); those of Byzantium would lack its opcodes, too.
+            (EthereumHardfork::Petersburg, ForkCondition::Block(earlier), ForkCondition::Block(own)) => {
+                ForkCondition::Block(own.min(earlier))
+            }
+            (EthereumHardfork::Petersburg, earlier, ForkCondition::Never) => earlier,
+            (_, _, activation) => activation,
+        }
     }
 }
 

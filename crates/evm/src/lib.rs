@@ -20,7 +20,7 @@
 //! 3. The executor needs no access list; it rebuilds the block's list (EIP-7928) under the rules of every fork.
 //!
 //! Limits: creating a contract at an address that holds storage but neither code nor nonce succeeds, though EIP-7610 forbids
-//! it, because the EVM is not told of storage roots; blocks of Constantinople before Petersburg run under Byzantium's opcodes;
+//! it, because the EVM is not told of storage roots; blocks of Constantinople before Petersburg pay Petersburg's gas for SSTORE;
 //! receipts roots before Byzantium are skipped and counted; seals and difficulties of proof of work are not checked.
 
 pub mod block;

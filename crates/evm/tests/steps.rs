@@ -309,3 +309,16 @@ fn each_request_contract_must_have_code() {
         }
     }
 }
+
+/// EIP-145 came with Constantinople, whether or not Petersburg has begun.
+#[test]
+fn constantinople_has_its_opcodes() {
+    // PUSH1 7 PUSH1 1 SHL PUSH1 0 SSTORE: slot 0 = 7 << 1.
+    let contract = || (CONTRACT, account(0, bytes!("600760011b600055"), &[]));
+    for (network, shifted) in [("Byzantium", false), ("Constantinople", true), ("ConstantinopleFix", true)] {
+        let (result, steps) = run(network, &block(vec![call(0, CONTRACT, 0)]), parent(vec![contract()]));
+        assert_eq!(alloy_consensus::TxReceipt::status(&result.unwrap().receipts[0]), shifted, "{network}");
+        let storage = writes_of(&steps, 1, CONTRACT).map(|writes| writes.storage);
+        assert_eq!(storage, shifted.then(|| vec![(U256::ZERO, U256::from(14))]), "{network}");
+    }
+}

@@ -96,7 +96,7 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     /// Ends a block in flight that is not valid, and stops its descendants.
-    pub(super) fn close(
+    fn close(
         &mut self,
         entry: &mut Entry<S::Snapshot>,
         halt: Halt,
@@ -114,7 +114,7 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     /// Ends one block. Gives its children.
-    pub(super) fn end(
+    fn end(
         &mut self,
         entry: &mut Entry<S::Snapshot>,
         halt: Halt,

@@ -47,7 +47,7 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     /// Lets the executor read as soon as every ancestor in flight has been executed.
-    pub(super) fn open_state_gate(&self, entry: &mut Entry<S::Snapshot>) {
+    fn open_state_gate(&self, entry: &mut Entry<S::Snapshot>) {
         if !entry.shared.gate.is_open()
             && let Some(view) = self.tree.state_view(&entry.base, entry.parent)
         {
@@ -55,7 +55,7 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    pub(super) fn advance(&mut self, entry: &mut Entry<S::Snapshot>) -> Progress {
+    fn advance(&mut self, entry: &mut Entry<S::Snapshot>) -> Progress {
         if let Some(ended) = self.confirm_execution(entry) {
             return ended;
         }
@@ -74,7 +74,7 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     /// Holds an ended execution to the list that the header commits to, and hands the executed state to the children.
-    pub(super) fn confirm_execution(&mut self, entry: &mut Entry<S::Snapshot>) -> Option<Progress> {
+    fn confirm_execution(&mut self, entry: &mut Entry<S::Snapshot>) -> Option<Progress> {
         let ExecutionStage::Finished { recorded, result } = &entry.execution else { return None };
         if let Some(error) = entry.shared.read_failure.get() {
             return Some(Progress::Failed(Failure::Read(error.clone())));
@@ -105,7 +105,7 @@ impl<S: TrieStore> Calculator<S> {
         self.publish_executed(entry, state)
     }
 
-    pub(super) fn publish_executed(
+    fn publish_executed(
         &mut self,
         entry: &mut Entry<S::Snapshot>,
         state: Option<Arc<HashedPostState>>,
@@ -119,7 +119,7 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     /// Starts the fold if the gate is open and the leaves are at hand.
-    pub(super) fn start_fold(&mut self, entry: &mut Entry<S::Snapshot>) -> Option<Failure> {
+    fn start_fold(&mut self, entry: &mut Entry<S::Snapshot>) -> Option<Failure> {
         if !matches!(entry.fold, FoldStage::Idle) {
             return None;
         }
@@ -174,7 +174,7 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     /// Compares the folded root with the header's, and judges when execution has confirmed the state.
-    pub(super) fn judge(&mut self, entry: &mut Entry<S::Snapshot>) -> Progress {
+    fn judge(&mut self, entry: &mut Entry<S::Snapshot>) -> Progress {
         let FoldStage::Done(folded) = &entry.fold else { return Progress::Pending };
         let folded = Arc::clone(folded);
         let facts = &entry.shared.facts;
@@ -223,12 +223,7 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    pub(super) fn start_compare(
-        &self,
-        entry: &mut Entry<S::Snapshot>,
-        executed: Arc<HashedPostState>,
-        folded: Arc<Folded>,
-    ) {
+    fn start_compare(&self, entry: &mut Entry<S::Snapshot>, executed: Arc<HashedPostState>, folded: Arc<Folded>) {
         // The parent is committed: the fold has ended.
         let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
         entry.compare = CompareStage::Running;

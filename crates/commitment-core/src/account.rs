@@ -6,7 +6,7 @@
 //! 2. [`Account::to_bytes`] and [`Account::from_bytes`] are inverses, and the bytes are the same on every backend.
 
 use alloy_primitives::{B256, KECCAK256_EMPTY, U256};
-use alloy_rlp::{Decodable, Encodable, Header, RlpDecodable, RlpEncodable};
+use alloy_rlp::{Decodable, Encodable, RlpDecodable, RlpEncodable};
 use alloy_trie::EMPTY_ROOT_HASH;
 
 /// What an executor may know of an account: everything but the storage root, which is computed only when the block's
@@ -122,12 +122,6 @@ impl Account {
         let account = Self::decode(&mut rlp).ok()?;
         rlp.is_empty().then_some(account)
     }
-
-    /// The length in bytes of the leaf's value, without encoding it.
-    pub fn leaf_value_length(&self) -> usize {
-        let payload = self.nonce.length() + self.balance.length() + 66;
-        Header { list: true, payload_length: payload }.length_with_payload()
-    }
 }
 
 #[cfg(test)]
@@ -147,7 +141,6 @@ mod tests {
             let bytes = account.to_bytes();
             assert_eq!(Account::from_bytes(&bytes), Some(account));
             let rlp = alloy_rlp::encode(account);
-            assert_eq!(rlp.len(), account.leaf_value_length());
             assert_eq!(Account::from_leaf_value(&rlp), Some(account));
             for cut in 0..bytes.len() {
                 assert_eq!(Account::from_bytes(&bytes[..cut]), None, "cut at {cut}");

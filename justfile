@@ -21,6 +21,6 @@ demo *arguments:
 foldgate *arguments:
     cargo run --release --package foldgate-cli --features mdbx -- {{arguments}}
 
-# Benchmarks of the hash kernels.
+# Benchmarks of the hash kernels and of the fold.
 bench:
-    cargo bench -p foldgate-keccak
+    cargo bench -p foldgate-keccak -p foldgate-core

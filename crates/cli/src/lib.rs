@@ -11,11 +11,6 @@
 //! 1. Bad input is a typed error that names the file, the block and the field, and leaves the store as it was.
 //! 2. Under `--json` the standard output holds one line; what there is to say to people goes to the standard error.
 
-#![allow(
-    clippy::result_large_err,
-    reason = "an error ends a test or a command, and names hashes: it is not worth a box"
-)]
-
 pub mod args;
 pub mod backend;
 pub mod chain_store;

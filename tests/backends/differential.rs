@@ -43,7 +43,7 @@ fn advance<S: TrieStore>(store: &S, block: &SimBlock, from_list: bool, options: 
         parent: parent.anchor().block,
         anchor: block.anchor(),
         diff: outcome.diff,
-        updates: outcome.updates,
+        tries: outcome.tries,
         bal: Some(block.raw.clone()),
     };
     store.commit(&layer.to_batch()).unwrap();

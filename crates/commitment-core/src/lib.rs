@@ -43,7 +43,7 @@ pub use store::{
     BackendError, BalSource, BalStore, CommitBatch, CommittedBlock, LoadError, LoadOrder, LoadSource, Refusal,
     Retention, Rows, StateReader, TrieReader, TrieStore, UnwindBatch,
 };
-pub use trie::{FoldError, FoldOptions, FoldOutcome, fold};
+pub use trie::{FoldError, FoldOptions, FoldOutcome, Forest, Version, fold};
 pub use unwind::{UnwindError, Unwound, compute_unwind, unwind};
 pub use witness::{Witness, WitnessError};
 pub use writes::{AccountWrites, CodeWrite, StateWrites};

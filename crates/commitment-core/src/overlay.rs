@@ -14,12 +14,13 @@ use crate::{
     account::{Account, AccountInfo},
     block::{BlockHash, BlockNumHash, BlockNumber, StateAnchor},
     diff::StateDiff,
-    node::{NodeKey, TrieUpdates},
+    node::{NodeKey, TrieId},
     store::{CommitBatch, CommittedBlock, Rows, StateReader, TrieReader, next_key},
+    trie::Version,
 };
 
 /// What one block changed: leaves, code and trie nodes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Layer {
     /// The block's parent.
     pub parent: BlockNumHash,
@@ -27,10 +28,19 @@ pub struct Layer {
     pub anchor: StateAnchor,
     /// The changed leaves, with their old values.
     pub diff: StateDiff,
-    /// The changed trie nodes.
-    pub updates: TrieUpdates,
+    /// The tries after the block.
+    pub tries: Version,
     /// The raw access list for the sidecar.
     pub bal: Option<Bytes>,
+}
+
+/// Layers are equal if they say the same, wherever their nodes lie.
+impl PartialEq for Layer {
+    fn eq(&self, other: &Self) -> bool {
+        (self.parent, self.anchor) == (other.parent, other.anchor)
+            && (&self.diff, &self.bal) == (&other.diff, &other.bal)
+            && self.tries.updates(&self.diff) == other.tries.updates(&other.diff)
+    }
 }
 
 impl Layer {
@@ -46,23 +56,34 @@ impl Layer {
             rows: Rows {
                 accounts: accounts.clone().map(|account| (account.hashed_address, account.new)).collect(),
                 slots: slots.collect(),
-                nodes: self.updates.nodes.clone(),
+                nodes: self.tries.updates(&self.diff).nodes,
                 codes: self.diff.codes.clone(),
             },
         }
     }
 }
 
-/// The layers given do not lead from the snapshot's block to the newest one.
+/// The layers given do not make a view over the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the layer of block {layer} stands on {got}, not on {expected}")]
-pub struct BrokenOverlay {
-    /// The layer at fault.
-    pub layer: BlockNumHash,
-    /// Its parent.
-    pub got: BlockNumHash,
-    /// The block below it.
-    pub expected: BlockNumHash,
+#[non_exhaustive]
+pub enum BrokenOverlay {
+    /// They do not lead from the snapshot's block to the newest one.
+    #[error("the layer of block {layer} stands on {got}, not on {expected}")]
+    Gap {
+        /// The layer at fault.
+        layer: BlockNumHash,
+        /// Its parent.
+        got: BlockNumHash,
+        /// The block below it.
+        expected: BlockNumHash,
+    },
+    /// A layer's tries were not folded over those of the layer below it, or need a newer snapshot: what they do not
+    /// hold would be looked up where it does not stand.
+    #[error("the tries of block {layer} were folded over another view")]
+    Tries {
+        /// The layer at fault.
+        layer: BlockNumHash,
+    },
 }
 
 /// A view of the state after a block that is committed in memory only.
@@ -79,12 +100,21 @@ impl<R: TrieReader> Overlay<R> {
     /// # Errors
     /// If the layers do not lead on from the snapshot's block without a gap.
     pub fn new(base: R, layers: Vec<Arc<Layer>>) -> Result<Self, BrokenOverlay> {
-        let mut below = base.anchor().block;
+        let (mut below, mut tries) = (base.anchor().block, base.tries());
         for layer in &layers {
+            let block = layer.anchor.block;
             if layer.parent != below {
-                return Err(BrokenOverlay { layer: layer.anchor.block, got: layer.parent, expected: below });
+                return Err(BrokenOverlay::Gap { layer: block, got: layer.parent, expected: below });
             }
-            below = layer.anchor.block;
+            if tries.is_some_and(|below| !layer.tries.follows(&below)) {
+                return Err(BrokenOverlay::Tries { layer: block });
+            }
+            (below, tries) = (block, Some(layer.tries.clone()));
+        }
+        if let (Some(lowest), Some(newest)) = (layers.first(), layers.last())
+            && !newest.tries.can_be_read_over(lowest.tries.epoch() - 1)
+        {
+            return Err(BrokenOverlay::Tries { layer: newest.anchor.block });
         }
         Ok(Self { base, layers: layers.into() })
     }
@@ -152,11 +182,23 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
         }
     }
 
+    fn tries(&self) -> Option<Version> {
+        self.layers.last().map_or_else(|| self.base.tries(), |layer| Some(layer.tries.clone()))
+    }
+
+    fn durable_epoch(&self) -> Option<u32> {
+        // The lowest layer stands on the durable block.
+        self.layers.first().map_or_else(|| self.base.durable_epoch(), |layer| Some(layer.tries.epoch() - 1))
+    }
+
     fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error> {
-        match self.newest_first().find_map(|layer| layer.updates.get(key)) {
-            Some(node) => Ok(node.clone()),
-            None => self.base.node(key),
+        let Some(newest) = self.layers.last() else { return self.base.node(key) };
+        if let TrieId::Storage(hashed_address) = &key.trie
+            && self.account(hashed_address)?.is_none()
+        {
+            return Ok(None);
         }
+        newest.tries.row(key).map_or_else(|| self.base.node(key), Ok)
     }
 
     fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, Self::Error> {

@@ -24,6 +24,7 @@ use crate::{
     block::{BlockHash, BlockNumHash, BlockNumber, StateAnchor},
     diff::ReverseDiff,
     node::NodeKey,
+    trie::Version,
 };
 
 /// For how many ancestors a store answers [`StateReader::block_hash`]: what the EVM's BLOCKHASH can ask for.
@@ -127,6 +128,17 @@ pub trait TrieReader: StateReader + Clone + 'static {
     /// # Errors
     /// If the underlying storage fails.
     fn account(&self, hashed_address: &B256) -> Result<Option<Account>, Self::Error>;
+
+    /// The block's tries as far as they are in memory; `None` if nothing is.
+    fn tries(&self) -> Option<Version> {
+        None
+    }
+
+    /// The epoch of the tries of the durable block below this one, if there are any in memory: what is not younger is
+    /// in the durable snapshot.
+    fn durable_epoch(&self) -> Option<u32> {
+        self.tries().map(|tries| tries.epoch())
+    }
 
     /// The stored row of a trie node.
     ///

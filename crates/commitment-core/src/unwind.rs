@@ -61,7 +61,7 @@ pub enum UnwindError<E> {
 }
 
 /// A computed way back from a tip to an ancestor, not yet written anywhere.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Unwound {
     /// The tip that it was computed from.
     pub from: StateAnchor,
@@ -122,8 +122,8 @@ pub fn compute_unwind<S: TrieStore>(
     if got != expected {
         return Err(UnwindError::StateRootMismatch { block: to, got, expected });
     }
-    let FoldOutcome { diff, updates, .. } = outcome;
-    Ok(Unwound { from, layer: Layer { parent: from.block, anchor: target, diff, updates, bal: None } })
+    let FoldOutcome { diff, tries, .. } = outcome;
+    Ok(Unwound { from, layer: Layer { parent: from.block, anchor: target, diff, tries, bal: None } })
 }
 
 /// What leads from the block at height `from` back to the one at height `to`, merged.

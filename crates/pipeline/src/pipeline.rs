@@ -15,7 +15,7 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use foldgate_core::{BlockHash, BlockNumHash, StateAnchor, TrieReader, TrieStore};
+use foldgate_core::{BlockHash, BlockNumHash, Forest, StateAnchor, TrieReader, TrieStore, trie::DEFAULT_NODE_BYTES};
 
 use crate::{
     calculator::{Calculator, Control, Inbox, Request},
@@ -161,7 +161,8 @@ impl<S: TrieStore> Pipeline<S> {
     /// # Errors
     /// If the store is empty or fails, or a thread cannot be started.
     pub fn open(store: Arc<S>, config: PipelineConfig) -> Result<Self, OpenError<S::Error>> {
-        let base = Warm::new(store.snapshot().map_err(OpenError::Store)?);
+        let snapshot = store.snapshot().map_err(OpenError::Store)?;
+        let base = Warm::new(snapshot, Forest::new(DEFAULT_NODE_BYTES).unloaded());
         let (requests, requests_in) = unbounded();
         let (results, results_in) = unbounded();
         let (answers, answers_in) = unbounded();

@@ -155,7 +155,7 @@ impl<R: TrieReader> StateReader for ParentState<R> {
 #[cfg(test)]
 mod tests {
     use foldgate_core::{
-        AccountDelta, MemoryStore, TrieStore,
+        AccountDelta, Forest, MemoryStore, TrieStore,
         trie::bulk::{GenesisAccount, StateLoad, genesis_items},
     };
 
@@ -182,7 +182,8 @@ mod tests {
         let source = none.into_iter().map(Ok::<_, std::convert::Infallible>);
         store.load(StateLoad::new(source, BlockNumHash::new(0, B256::ZERO))).unwrap();
         executed.reverse();
-        let committed = Overlay::new(Warm::new(store.snapshot().unwrap()), Vec::new()).unwrap();
+        let committed =
+            Overlay::new(Warm::new(store.snapshot().unwrap(), Forest::new(0).unloaded()), Vec::new()).unwrap();
         let view = StateView { executed, committed };
         (view.account_info(&ADDRESS).unwrap().map(|info| info.balance), view.storage(&ADDRESS, &SLOT).unwrap())
     }

@@ -15,7 +15,9 @@ use std::{
 
 use alloy_primitives::{B256, Bytes, U256, map::DefaultHashBuilder};
 use dashmap::DashMap;
-use foldgate_core::{Account, AccountInfo, BlockHash, BlockNumber, NodeKey, StateAnchor, StateReader, TrieReader};
+use foldgate_core::{
+    Account, AccountInfo, BlockHash, BlockNumber, NodeKey, StateAnchor, StateReader, TrieReader, Version,
+};
 
 /// How many rows of all kinds one cache holds: at about 150 bytes a row, 150 MB.
 const MAX_ROWS: usize = 1_000_000;
@@ -35,12 +37,14 @@ struct Cache {
 #[derive(Debug, Clone)]
 pub struct Warm<R> {
     snapshot: R,
+    /// The tries of the snapshot's block, as far as they are in memory.
+    tries: Version,
     cache: Arc<Cache>,
 }
 
 impl<R: TrieReader> Warm<R> {
-    pub(crate) fn new(snapshot: R) -> Self {
-        Self { snapshot, cache: Arc::default() }
+    pub(crate) fn new(snapshot: R, tries: Version) -> Self {
+        Self { snapshot, tries, cache: Arc::default() }
     }
 
     fn through<K: Eq + Hash + Copy, V: Clone>(
@@ -86,6 +90,10 @@ impl<R: TrieReader> StateReader for Warm<R> {
 impl<R: TrieReader> TrieReader for Warm<R> {
     fn anchor(&self) -> StateAnchor {
         self.snapshot.anchor()
+    }
+
+    fn tries(&self) -> Option<Version> {
+        Some(self.tries.clone())
     }
 
     fn account(&self, hashed_address: &B256) -> Result<Option<Account>, Self::Error> {

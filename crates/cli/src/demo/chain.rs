@@ -218,7 +218,7 @@ impl Maker {
             parent: parent.anchor().block,
             anchor: StateAnchor { block: block.num_hash(), state_root: outcome.computed_state_root },
             diff: outcome.diff,
-            updates: outcome.updates,
+            tries: outcome.tries,
             bal: None,
         };
         self.store.commit(&layer.to_batch())?;

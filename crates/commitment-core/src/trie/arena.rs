@@ -1,19 +1,19 @@
-//! The nodes that a block touches, of one trie or of many, in flat tables.
+//! The nodes that a fold touches, of one trie or of many, in flat tables.
 //!
 //! Leaves stand in one table, branches in one for each depth, what a branch has below it in a third. They refer to each
-//! other by index, always downwards: a branch's children are leaves, deeper branches, or *ready*, that is, hashed before
-//! and known by their reference alone. So the nodes of one depth can be hashed in any order and by any number of
-//! threads once all deeper ones are done ([`super::levels`]).
+//! other by index, always downwards: a branch's children are leaves, deeper branches, or *ready*, that is, hashed before.
+//! So the nodes of one depth can be hashed in any order once all deeper ones are done ([`super::levels`]).
 //!
-//! A branch keeps the row that was read for it as it is. Children that were not touched exist in those bytes only.
+//! A branch keeps what was stored of it as it is. Children that were not touched exist in those bytes only.
 //!
 //! A node is *settled* when the depth of its slot is known, that is, when its parent is sure to stay. Until then it may
 //! still rise.
 //!
 //! Invariants:
-//! 1. A branch in these tables has two children or more and stays; each node is settled once.
+//! 1. A branch in these tables has two children or more and stays; each node is settled once, but for ready ones that
+//!    are taken up again.
 //! 2. The children of a branch lie together in `children`, sorted by nibble.
-//! 3. A row that was read is a settled branch's under the same slot path, or its slot path is in `gone`.
+//! 3. A stored branch is a settled branch under the same slot path, or its slot path is in `gone`.
 
 use std::ops::Range;
 
@@ -22,6 +22,9 @@ use alloy_trie::{EMPTY_ROOT_HASH, Nibbles, nodes::RlpNode};
 
 use super::{
     encode::root_hash,
+    forest::Top,
+    path::Path,
+    pool::{NodeRef, NodeView, Pool},
     row::{ChildKind, Masks},
 };
 
@@ -51,36 +54,70 @@ pub(super) struct Leaf<V> {
     pub(super) value: V,
     /// The length of the slot path, once settled.
     pub(super) slot_depth: u8,
+    /// Where the topmost branch of an account's storage trie is.
+    pub(super) link: NodeRef,
 }
 
-/// A row as it was read.
+/// Where the bytes of a stored branch are.
 #[derive(Debug, Clone)]
-pub(super) struct StoredRow {
-    pub(super) bytes: Bytes,
+pub(super) enum Place {
+    /// In memory, with its links.
+    Loaded(NodeRef),
+    /// As the reader gave them.
+    Read(Bytes),
+}
+
+/// The slot depth of a branch that this fold itself wrote before: it is filed nowhere yet.
+pub(super) const NOWHERE: u8 = u8::MAX;
+
+/// A branch as it was before the fold.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    pub(super) place: Place,
     pub(super) masks: Masks,
     /// Where in the row the references begin.
     pub(super) references_at: u8,
-    /// The length of the slot path that it is filed under.
+    /// The length of the slot path that it is filed under, or [`NOWHERE`].
     pub(super) slot_depth: u8,
     /// Whether only the branch's own reference is known.
     pub(super) blinded: bool,
 }
 
-impl StoredRow {
-    pub(super) fn references(&self) -> &[u8] {
-        &self.bytes[usize::from(self.references_at)..]
+impl Stored {
+    /// Its node in memory.
+    pub(super) fn view<'p>(&self, pool: &'p Pool) -> Option<NodeView<'p>> {
+        match &self.place {
+            Place::Loaded(at) => Some(pool.node(*at)),
+            Place::Read(_) => None,
+        }
+    }
+
+    pub(super) fn row<'p>(&'p self, pool: &'p Pool) -> &'p [u8] {
+        match &self.place {
+            Place::Loaded(at) => pool.node(*at).row(),
+            Place::Read(bytes) => bytes,
+        }
+    }
+
+    pub(super) fn references<'p>(&'p self, pool: &'p Pool) -> &'p [u8] {
+        &self.row(pool)[usize::from(self.references_at)..]
+    }
+
+    /// Where a child is.
+    pub(super) fn link(&self, pool: &Pool, nibble: u8) -> NodeRef {
+        self.view(pool).map_or(NodeRef::UNLOADED, |view| view.link(nibble))
     }
 }
 
 /// A branch whose hash is to be computed.
 #[derive(Debug)]
 pub(super) struct Branch {
-    pub(super) own_path: Nibbles,
+    pub(super) own_path: Path,
     /// The length of the slot path, once settled.
     pub(super) slot_depth: u8,
     pub(super) masks: Masks,
     /// Where its references come from, but for those in `children`.
-    pub(super) stored: Option<StoredRow>,
+    pub(super) stored: Option<Stored>,
     first_child: u32,
     child_count: u8,
 }
@@ -90,12 +127,12 @@ impl Branch {
         self.first_child as usize..self.first_child as usize + self.child_count as usize
     }
 
-    pub(super) fn slot(&self) -> Nibbles {
-        self.own_path.slice(..usize::from(self.slot_depth))
+    pub(super) const fn has_extension(&self) -> bool {
+        self.own_path.len() > self.slot_depth as usize
     }
 
     pub(super) fn extension(&self) -> Nibbles {
-        self.own_path.slice(usize::from(self.slot_depth)..)
+        self.own_path.rest(usize::from(self.slot_depth))
     }
 }
 
@@ -104,8 +141,31 @@ impl Branch {
 pub(super) struct Level {
     pub(super) branches: Vec<Branch>,
     pub(super) references: Vec<RlpNode>,
-    /// Empty where the row is the one that was read.
-    pub(super) rows: Vec<Bytes>,
+    pub(super) nodes: Vec<NodeRef>,
+}
+
+/// A node that was hashed before, perhaps in another arena.
+#[derive(Debug, Clone)]
+pub(super) struct Ready<V> {
+    pub(super) reference: RlpNode,
+    pub(super) origin: Origin<V>,
+}
+
+/// What a ready node is, so that it can rise.
+#[derive(Debug, Clone)]
+pub(super) enum Origin<V> {
+    Leaf {
+        key: B256,
+        value: V,
+        link: NodeRef,
+    },
+    Branch {
+        own_path: Path,
+        slot_depth: u8,
+        node: NodeRef,
+        /// Whether a branch was stored under the same slot path.
+        in_place: bool,
+    },
 }
 
 /// See the module's description.
@@ -116,41 +176,9 @@ pub(crate) struct Arena<V> {
     /// By the length of their own path.
     pub(super) levels: Vec<Level>,
     pub(super) children: Vec<(u8, Node)>,
-    pub(super) ready: Vec<(ChildKind, RlpNode)>,
-    /// The slot paths of rows that were read and whose branch is no more, or moved.
-    gone: Vec<Nibbles>,
-}
-
-/// A trie in an arena.
-#[derive(Debug, Clone)]
-pub(crate) struct TrieTop {
-    pub(crate) node: Node,
-    /// Its part of the slot paths that are gone.
-    pub(crate) gone: Range<usize>,
-}
-
-/// How nodes are called after their arena was absorbed by another one.
-#[derive(Debug)]
-pub(super) struct Relocation {
-    leaves: u32,
-    ready: u32,
-    gone: usize,
-    levels: Vec<u32>,
-}
-
-impl Relocation {
-    pub(super) fn node(&self, node: Node) -> Node {
-        match node {
-            Node::Empty => Node::Empty,
-            Node::Leaf(index) => Node::Leaf(index + self.leaves),
-            Node::Branch { depth, index } => Node::Branch { depth, index: index + self.levels[usize::from(depth)] },
-            Node::Ready(index) => Node::Ready(index + self.ready),
-        }
-    }
-
-    pub(super) fn top(&self, top: &TrieTop) -> TrieTop {
-        TrieTop { node: self.node(top.node), gone: top.gone.start + self.gone..top.gone.end + self.gone }
-    }
+    pub(super) ready: Vec<Ready<V>>,
+    /// The slot paths of branches that were stored and are no more, or moved.
+    pub(super) gone: Vec<Path>,
 }
 
 impl<V> Default for Arena<V> {
@@ -166,22 +194,27 @@ impl<V> Default for Arena<V> {
     }
 }
 
-impl<V> Arena<V> {
-    pub(crate) fn add_leaf(&mut self, key: B256, value: V) -> Node {
-        self.leaves.push(Leaf { key, value, slot_depth: 0 });
+impl<V: Clone> Arena<V> {
+    pub(crate) fn add_leaf(&mut self, key: B256, value: V, link: NodeRef) -> Node {
+        self.leaves.push(Leaf { key, value, slot_depth: 0, link });
         Node::Leaf(self.leaves.len() as u32 - 1)
+    }
+
+    pub(super) fn add_ready(&mut self, ready: Ready<V>) -> Node {
+        self.ready.push(ready);
+        Node::Ready(self.ready.len() as u32 - 1)
     }
 
     /// Adds a branch that stays: what was stored, with these children in place of the ones that were there (by nibble,
     /// in order; an empty node takes a child away). Settles the children.
     pub(super) fn add_branch(
         &mut self,
-        own_path: Nibbles,
-        stored: Option<StoredRow>,
+        own_path: Path,
+        stored: Option<Stored>,
         changed: impl Iterator<Item = (u8, Node)>,
     ) -> Node {
         let depth = own_path.len();
-        let mut masks = stored.as_ref().map_or_else(Masks::default, |row| row.masks);
+        let mut masks = stored.as_ref().map_or_else(Masks::default, |stored| stored.masks);
         let first_child = self.children.len() as u32;
         for (nibble, node) in changed {
             masks.set(nibble, self.kind(node));
@@ -199,7 +232,7 @@ impl<V> Arena<V> {
         Node::Branch { depth: depth as u8, index: level.len() as u32 - 1 }
     }
 
-    /// Fixes the length of a node's slot path.
+    /// Fixes the length of a node's slot path. A ready one has its own, and is taken up before it gets another.
     pub(super) fn settle(&mut self, node: Node, slot_depth: usize) {
         match node {
             Node::Empty | Node::Ready(_) => {}
@@ -209,21 +242,17 @@ impl<V> Arena<V> {
                 branch.slot_depth = slot_depth as u8;
                 if let Some(stored) = &branch.stored
                     && usize::from(stored.slot_depth) != slot_depth
+                    && stored.slot_depth != NOWHERE
                 {
-                    self.gone.push(branch.own_path.slice(..usize::from(stored.slot_depth)));
+                    self.gone.push(branch.own_path.truncated(usize::from(stored.slot_depth)));
                 }
             }
         }
     }
 
-    /// Notes that the branch of a row that was read is no more.
-    pub(super) fn forget(&mut self, slot: Nibbles) {
+    /// Notes that a stored branch is no more.
+    pub(super) fn forget(&mut self, slot: Path) {
         self.gone.push(slot);
-    }
-
-    /// How many slot paths are gone: where the next trie's begin.
-    pub(super) const fn gone_count(&self) -> usize {
-        self.gone.len()
     }
 
     pub(super) fn kind(&self, node: Node) -> ChildKind {
@@ -231,7 +260,10 @@ impl<V> Arena<V> {
             Node::Empty => ChildKind::Empty,
             Node::Leaf(_) => ChildKind::Leaf,
             Node::Branch { .. } => ChildKind::Branch,
-            Node::Ready(index) => self.ready[index as usize].0,
+            Node::Ready(index) => match self.ready[index as usize].origin {
+                Origin::Leaf { .. } => ChildKind::Leaf,
+                Origin::Branch { .. } => ChildKind::Branch,
+            },
         }
     }
 
@@ -241,7 +273,7 @@ impl<V> Arena<V> {
             Node::Empty => RlpNode::default(),
             Node::Leaf(index) => self.leaf_references[index as usize].clone(),
             Node::Branch { depth, index } => self.levels[usize::from(depth)].references[index as usize].clone(),
-            Node::Ready(index) => self.ready[index as usize].1.clone(),
+            Node::Ready(index) => self.ready[index as usize].reference.clone(),
         }
     }
 
@@ -250,76 +282,93 @@ impl<V> Arena<V> {
         if top == Node::Empty { EMPTY_ROOT_HASH } else { root_hash(&self.reference(top)) }
     }
 
-    /// Takes over another arena's nodes. Neither may be hashed yet.
-    pub(super) fn absorb(&mut self, other: Self) -> Relocation {
-        /// Gives where `more` begins.
-        fn join<T>(all: &mut Vec<T>, mut more: Vec<T>) -> usize {
-            let start = all.len();
-            if start == 0 {
-                *all = more;
-            } else {
-                all.append(&mut more);
+    /// A ready node as one of this arena's own, so that it can move: a leaf to be hashed again, or a branch to be
+    /// written again. In the latter case gives what was written in vain.
+    pub(super) fn take_up(&mut self, node: Node, pool: &Pool) -> (Node, Option<NodeRef>) {
+        let Node::Ready(index) = node else { return (node, None) };
+        match self.ready[index as usize].origin.clone() {
+            Origin::Leaf { key, value, link } => (self.add_leaf(key, value, link), None),
+            Origin::Branch { own_path, slot_depth, node: written, in_place } => {
+                let view = pool.node(written);
+                let stored = Stored {
+                    masks: view.masks(),
+                    references_at: view.references_at() as u8,
+                    slot_depth: if in_place { slot_depth } else { NOWHERE },
+                    blinded: view.is_blinded(),
+                    place: Place::Loaded(written),
+                };
+                (self.add_branch(own_path, Some(stored), std::iter::empty()), Some(written))
             }
-            start
         }
-        if self.levels.len() < other.levels.len() {
-            self.levels.resize_with(other.levels.len(), Level::default);
+    }
+
+    /// Where a node is in memory: absent unless it is a branch. Only for nodes that are hashed.
+    pub(super) fn node_ref(&self, node: Node) -> NodeRef {
+        match node {
+            Node::Empty | Node::Leaf(_) => NodeRef::ABSENT,
+            Node::Branch { depth, index } => self.levels[usize::from(depth)].nodes[index as usize],
+            Node::Ready(index) => match self.ready[index as usize].origin {
+                Origin::Leaf { .. } => NodeRef::ABSENT,
+                Origin::Branch { node, .. } => node,
+            },
         }
-        let relocation = Relocation {
-            leaves: join(&mut self.leaves, other.leaves) as u32,
-            ready: join(&mut self.ready, other.ready) as u32,
-            gone: join(&mut self.gone, other.gone),
-            levels: self.levels.iter().map(|level| level.branches.len() as u32).collect(),
+    }
+
+    /// Where the trie with this topmost node begins in memory. Only for nodes that are hashed.
+    pub(super) fn top(&self, node: Node) -> Top {
+        let leaf_link = match node {
+            Node::Leaf(index) => self.leaves[index as usize].link,
+            Node::Ready(index) => match self.ready[index as usize].origin {
+                Origin::Leaf { link, .. } => link,
+                Origin::Branch { .. } => NodeRef::UNLOADED,
+            },
+            Node::Empty | Node::Branch { .. } => NodeRef::UNLOADED,
         };
-        let children = join(&mut self.children, other.children);
-        for (_, node) in &mut self.children[children..] {
-            *node = relocation.node(*node);
-        }
-        for (level, more) in self.levels.iter_mut().zip(other.levels) {
-            let start = join(&mut level.branches, more.branches);
-            level.branches[start..].iter_mut().for_each(|branch| branch.first_child += children as u32);
-        }
-        relocation
+        Top { branch: self.node_ref(node), leaf_link }
     }
 
-    /// Gives the rows of a hashed trie that differ from those that were read, in order of their slot paths; `None`
-    /// where a row is no more.
-    pub(crate) fn take_changed_rows(&mut self, top: &TrieTop, mut emit: impl FnMut(Nibbles, Option<Bytes>)) {
-        let mut gone = self.gone[top.gone.clone()].to_vec();
-        gone.sort_unstable();
-        let mut gone = gone.into_iter().peekable();
-        self.take_rows(top.node, &mut |slot, row| {
-            while let Some(before) = gone.next_if(|before| *before < slot) {
-                emit(before, None);
+    /// A settled and hashed node in a form that another arena can take. Not for empty ones.
+    pub(super) fn to_ready(&self, node: Node) -> Option<Ready<V>> {
+        let origin = match node {
+            Node::Empty => return None,
+            Node::Leaf(index) => {
+                let leaf = &self.leaves[index as usize];
+                Origin::Leaf { key: leaf.key, value: leaf.value.clone(), link: leaf.link }
             }
-            // Another branch stands at the slot that this one left.
-            gone.next_if_eq(&slot);
-            emit(slot, Some(row));
-        });
-        gone.for_each(|slot| emit(slot, None));
+            Node::Branch { depth, index } => {
+                let branch = &self.levels[usize::from(depth)].branches[index as usize];
+                Origin::Branch {
+                    own_path: branch.own_path,
+                    slot_depth: branch.slot_depth,
+                    node: self.node_ref(node),
+                    in_place: branch.stored.as_ref().is_some_and(|stored| stored.slot_depth == branch.slot_depth),
+                }
+            }
+            Node::Ready(index) => return Some(self.ready[index as usize].clone()),
+        };
+        Some(Ready { reference: self.reference(node), origin })
     }
 
-    /// Gives the new rows from a hashed node downwards: a branch before its children, so in order of their slot paths.
-    pub(crate) fn take_rows(&mut self, node: Node, emit: &mut impl FnMut(Nibbles, Bytes)) {
+    /// Gives the rows from a hashed node downwards, a branch before its children. What was ready before is left out.
+    pub(super) fn each_row(&self, pool: &Pool, node: Node, emit: &mut impl FnMut(Nibbles, Bytes)) {
         let Node::Branch { depth, index } = node else { return };
-        let level = &mut self.levels[usize::from(depth)];
+        let level = &self.levels[usize::from(depth)];
         let branch = &level.branches[index as usize];
-        let row = std::mem::take(&mut level.rows[index as usize]);
-        let children = branch.children();
-        if !row.is_empty() {
-            emit(branch.slot(), row);
-        }
-        for at in children {
-            self.take_rows(self.children[at].1, emit);
+        let row = pool.node(level.nodes[index as usize]).row();
+        emit(branch.own_path.truncated(usize::from(branch.slot_depth)).to_nibbles(), Bytes::copy_from_slice(row));
+        for (_, child) in &self.children[branch.children()] {
+            self.each_row(pool, *child, emit);
         }
     }
 
     /// Empties all tables after hashing. These nodes alone stay, as ready ones.
     pub(super) fn keep<'n>(&mut self, nodes: impl Iterator<Item = &'n mut Node>) {
         let mut ready = Vec::new();
-        for node in nodes.filter(|node| **node != Node::Empty) {
-            ready.push((self.kind(*node), self.reference(*node)));
-            *node = Node::Ready(ready.len() as u32 - 1);
+        for node in nodes {
+            if let Some(kept) = self.to_ready(*node) {
+                ready.push(kept);
+                *node = Node::Ready(ready.len() as u32 - 1);
+            }
         }
         self.ready = ready;
         self.leaves.clear();
@@ -327,7 +376,7 @@ impl<V> Arena<V> {
         for level in &mut self.levels {
             level.branches.clear();
             level.references.clear();
-            level.rows.clear();
+            level.nodes.clear();
         }
         self.children.clear();
         self.gone.clear();

@@ -8,23 +8,12 @@
 //! 2. A branch is opened for two leaves that part there: it has two children or more when it is closed.
 
 use alloy_primitives::B256;
-use alloy_trie::Nibbles;
 
-use super::arena::{Arena, Node};
-
-/// The nibble of a key at a depth below 64.
-pub(crate) fn nibble_at(key: &B256, depth: usize) -> u8 {
-    let byte = key[depth / 2];
-    if depth.is_multiple_of(2) { byte >> 4 } else { byte & 0x0f }
-}
-
-/// The number of nibbles that two keys share at their beginning.
-pub(crate) fn shared_nibbles(a: &B256, b: &B256) -> usize {
-    match a.iter().zip(b.iter()).position(|(a, b)| a != b) {
-        Some(at) => 2 * at + usize::from((a[at] ^ b[at]) < 0x10),
-        None => 64,
-    }
-}
+use super::{
+    arena::{Arena, Node},
+    path::{Path, nibble_at, shared_nibbles},
+    pool::NodeRef,
+};
 
 #[derive(Debug)]
 struct OpenBranch {
@@ -36,7 +25,7 @@ struct OpenBranch {
 #[derive(Debug)]
 pub(crate) struct TrieBuilder<V> {
     open: Vec<OpenBranch>,
-    newest: Option<(B256, V)>,
+    newest: Option<(B256, V, NodeRef)>,
 }
 
 impl<V> Default for TrieBuilder<V> {
@@ -45,26 +34,26 @@ impl<V> Default for TrieBuilder<V> {
     }
 }
 
-impl<V> TrieBuilder<V> {
+impl<V: Clone> TrieBuilder<V> {
     /// The key of the newest leaf.
     pub(crate) fn newest(&self) -> Option<&B256> {
-        self.newest.as_ref().map(|(key, _)| key)
+        self.newest.as_ref().map(|(key, ..)| key)
     }
 
     /// Adds the next leaf. Its key must be above the newest one's.
-    pub(crate) fn push(&mut self, arena: &mut Arena<V>, key: B256, value: V) {
+    pub(crate) fn push(&mut self, arena: &mut Arena<V>, key: B256, value: V, link: NodeRef) {
         debug_assert!(self.newest().is_none_or(|newest| *newest < key), "leaves come in order");
-        if let Some((newest, value)) = self.newest.replace((key, value)) {
+        if let Some((newest, value, link)) = self.newest.replace((key, value, link)) {
             let departs = shared_nibbles(&newest, &key);
-            let leaf = arena.add_leaf(newest, value);
+            let leaf = arena.add_leaf(newest, value, link);
             self.attach(arena, &newest, leaf, departs);
         }
     }
 
     /// Closes everything, gives the topmost node, which is not settled, and is empty again.
     pub(crate) fn finish(&mut self, arena: &mut Arena<V>) -> Node {
-        let Some((key, value)) = self.newest.take() else { return Node::Empty };
-        let mut node = arena.add_leaf(key, value);
+        let Some((key, value, link)) = self.newest.take() else { return Node::Empty };
+        let mut node = arena.add_leaf(key, value, link);
         while let Some(top) = self.open.pop() {
             node = Self::close(arena, top, &key, node);
         }
@@ -97,7 +86,7 @@ impl<V> TrieBuilder<V> {
     /// Makes a node of an open branch that gets its last child now.
     fn close(arena: &mut Arena<V>, mut open: OpenBranch, key: &B256, last: Node) -> Node {
         open.children[usize::from(nibble_at(key, open.depth))] = last;
-        let own_path = Nibbles::unpack_array(&key.0).slice(..open.depth);
+        let own_path = Path::of(key, open.depth);
         let children = (0..).zip(open.children).filter(|(_, child)| *child != Node::Empty);
         arena.add_branch(own_path, None, children)
     }

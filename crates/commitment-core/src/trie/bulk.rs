@@ -18,11 +18,12 @@ use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
 use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 
 use super::{
-    FoldOptions,
     arena::{Arena, Node},
     build::TrieBuilder,
     encode::LeafValue,
+    forest::{Forest, Frame, Lists},
     levels,
+    pool::{NodeRef, Writer},
 };
 use crate::{
     account::{Account, AccountInfo},
@@ -376,15 +377,17 @@ const BATCH: usize = 4096;
 pub(super) struct Growing<V> {
     builder: TrieBuilder<V>,
     arena: Arena<V>,
-}
-
-impl<V> Default for Growing<V> {
-    fn default() -> Self {
-        Self { builder: TrieBuilder::default(), arena: Arena::default() }
-    }
+    /// Where branches stay until their rows are given out.
+    writer: Writer,
+    lists: Lists,
 }
 
 impl<V: LeafValue> Growing<V> {
+    pub(super) fn new(forest: &Forest) -> Self {
+        let (builder, arena) = (TrieBuilder::default(), Arena::default());
+        Self { builder, arena, writer: forest.writer(), lists: Lists::new(forest) }
+    }
+
     /// The key of the newest leaf of the trie that grows.
     pub(super) fn newest(&self) -> Option<&B256> {
         self.builder.newest()
@@ -392,7 +395,7 @@ impl<V: LeafValue> Growing<V> {
 
     /// Adds the next leaf. Its key must be above the newest one's.
     pub(super) fn push(&mut self, key: B256, value: V) {
-        self.builder.push(&mut self.arena, key, value);
+        self.builder.push(&mut self.arena, key, value, NodeRef::UNLOADED);
     }
 
     /// Whether there is enough to be hashed.
@@ -420,15 +423,22 @@ impl<V: LeafValue> Growing<V> {
         for (slot_depth, child) in self.builder.open_children() {
             self.arena.settle(*child, slot_depth);
         }
-        levels::hash(&mut self.arena, &FoldOptions::default());
+        levels::hash(&mut self.arena, &mut self.writer, Frame::FRESH, &mut self.lists);
         for (_, child) in self.builder.open_children() {
-            self.arena.take_rows(*child, &mut emit);
+            self.arena.each_row(self.writer.pool(), *child, &mut emit);
         }
     }
 
-    /// Empties the arena after [`Self::hash`]: of complete nodes below a branch that still grows only the references stay.
+    /// Gives the rows of a trie that was hashed and has ended.
+    fn each_row(&self, top: Node, emit: &mut impl FnMut(Nibbles, Bytes)) {
+        self.arena.each_row(self.writer.pool(), top, emit);
+    }
+
+    /// Empties the arena after [`Self::hash`]: of complete nodes below a branch that still grows only the references
+    /// stay.
     pub(super) fn forget(&mut self) {
         self.arena.keep(self.builder.open_children().map(|(_, child)| child));
+        self.writer.discard(&std::mem::take(&mut self.lists.made));
     }
 }
 
@@ -442,7 +452,7 @@ struct Waiting {
 }
 
 /// The account whose slots are coming, the tries around it, and the piece in the making.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tries {
     accounts: Growing<Account>,
     current: Option<(B256, AccountInfo)>,
@@ -452,6 +462,21 @@ struct Tries {
     last_code: Option<B256>,
     piece: Rows,
     piece_bytes: usize,
+}
+
+impl Default for Tries {
+    fn default() -> Self {
+        let forest = Forest::new(usize::MAX);
+        Self {
+            accounts: Growing::new(&forest),
+            current: None,
+            slots: Growing::new(&forest),
+            waiting: Vec::new(),
+            last_code: None,
+            piece: Rows::default(),
+            piece_bytes: 0,
+        }
+    }
 }
 
 impl Tries {
@@ -518,7 +543,7 @@ impl Tries {
         slots.hash(|slot, row| name_row(current, slot, row));
         for Waiting { hashed_address, info, top } in waiting.drain(..) {
             let trie = TrieId::Storage(hashed_address);
-            slots.arena.take_rows(top, &mut |slot, row| name_row(trie, slot, row));
+            slots.each_row(top, &mut |slot, row| name_row(trie, slot, row));
             let account = info.with_storage_root(slots.arena.root(top));
             accounts.push(hashed_address, account);
             piece.accounts.push((hashed_address, Some(account)));
@@ -535,7 +560,7 @@ impl Tries {
         let top = self.accounts.end();
         self.accounts.hash(|_, _| ());
         let Self { accounts, piece, .. } = self;
-        accounts.arena.take_rows(top, &mut |slot, row| {
+        accounts.each_row(top, &mut |slot, row| {
             piece.nodes.push((NodeKey::new(TrieId::Accounts, slot), Some(row)));
         });
         let state_root = accounts.arena.root(top);

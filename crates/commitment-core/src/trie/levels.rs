@@ -12,94 +12,96 @@
 //!
 //! # Why threads change nothing
 //!
-//! A level's nodes are cut into pieces. A piece reads only what is done (leaves and deeper levels) and writes only the
-//! references and rows of its own nodes, each of which is a function of what was read. So neither the cuts nor the
-//! order in which pieces are done can be seen in the result.
+//! Each thread hashes an arena of its own, of tries, or children of a topmost branch, that have nothing in common with
+//! those of other threads. A node's reference and row are functions of what stands in it and below it, whatever else is
+//! hashed beside it.
 //!
 //! Invariants:
 //! 1. A level begins when all deeper ones have ended.
 //! 2. Nothing waits in the lanes between two batches.
 
-use alloy_primitives::{B256, Bytes};
-use alloy_trie::{Nibbles, nodes::RlpNode};
+use alloy_primitives::B256;
+use alloy_trie::nodes::RlpNode;
 use foldgate_keccak::{Hasher, RATE, keccak256, pad_in_place, rate_blocks};
-use rayon::prelude::*;
 
 use super::{
-    FoldOptions,
-    arena::{Arena, Branch, Leaf, Level, Node},
+    arena::{Arena, Branch, Leaf, Level, Node, Origin, Place, Ready, Stored},
     encode::{BranchNode, LeafValue, ShortNode},
-    row::{ChildKind, HASH_REFERENCE, Masks, encode_blinded, head_length, reference_length, write_head},
+    forest::{Frame, Lists, age_of},
+    pool::{Link, NodePlan, NodeRef, Pool, Writer},
+    row::{HASH_REFERENCE, Masks, blinded_head_length, head_length, reference_length, write_blinded, write_head},
 };
 
 /// How many nodes are hashed together: the width of the widest kernel.
 const WIDTH: usize = 8;
-/// A node is hashed several times faster than a changed leaf goes down its trie: handing a level out pays later.
-const NODES_PER_LEAF: usize = 4;
+/// How many branches ahead of the one that is written memory is fetched.
+const AHEAD: usize = 6;
 /// A branch takes four rate blocks at most. Longer leaves, which no state has, are hashed one by one.
 const CLASSES: usize = 4;
 
-/// Hashes all nodes of an arena.
-pub(crate) fn hash<V: LeafValue>(arena: &mut Arena<V>, options: &FoldOptions) {
+/// Hashes all nodes of an arena, and writes its branches to memory. `lists` learns what was made and what was cut.
+pub(super) fn hash<V: LeafValue>(arena: &mut Arena<V>, writer: &mut Writer, frame: Frame, lists: &mut Lists) {
     let mut lanes = Lanes::new();
     let Arena { leaves, leaf_references, levels, children, ready, .. } = arena;
     leaf_references.resize_with(leaves.len(), RlpNode::default);
-    match piece_length(leaves.len(), options) {
-        None => hash_leaves(&mut lanes, leaves, leaf_references),
-        Some(length) => leaves
-            .par_chunks(length)
-            .zip(leaf_references.par_chunks_mut(length))
-            .for_each_init(Lanes::new, |lanes, (leaves, references)| hash_leaves(lanes, leaves, references)),
-    }
+    hash_leaves(&mut lanes, leaves, leaf_references);
+    let mut output = Output { writer, frame, lists };
     for depth in (0..levels.len()).rev() {
         let (above, below) = levels.split_at_mut(depth + 1);
-        let Level { branches, references, rows } = &mut above[depth];
-        references.resize_with(branches.len(), RlpNode::default);
-        rows.resize_with(branches.len(), Bytes::new);
-        let done = Done { children, leaves: leaf_references, ready, below, depth };
-        match piece_length(branches.len(), options) {
-            None => hash_branches(&mut lanes, &done, branches, references, rows),
-            Some(length) => branches
-                .par_chunks(length)
-                .zip(references.par_chunks_mut(length))
-                .zip(rows.par_chunks_mut(length))
-                .for_each_init(Lanes::new, |lanes, ((branches, references), rows)| {
-                    hash_branches(lanes, &done, branches, references, rows);
-                }),
+        let Level { branches, references, nodes } = &mut above[depth];
+        if branches.is_empty() {
+            continue;
         }
+        let done = Done { children, leaves, leaf_references, ready, below, depth };
+        references.resize_with(branches.len(), RlpNode::default);
+        nodes.clear();
+        hash_branches(&mut lanes, &done, branches, references, nodes, &mut output);
     }
 }
 
-/// The number of nodes in a piece of a level, or `None` if it is not worth cutting up.
-fn piece_length(nodes: usize, options: &FoldOptions) -> Option<usize> {
-    if !options.parallel || nodes < options.split_leaves.saturating_mul(NODES_PER_LEAF) {
-        return None;
-    }
-    // A few pieces for each thread, since another block's work may keep one of them busy.
-    let pieces = 4 * rayon::current_num_threads();
-    Some(nodes.div_ceil(pieces).next_multiple_of(WIDTH).min(nodes.div_ceil(2)))
+/// Where branches are written.
+struct Output<'a> {
+    writer: &'a mut Writer,
+    frame: Frame,
+    lists: &'a mut Lists,
 }
 
 /// What is hashed already when a level begins.
-struct Done<'a> {
+struct Done<'a, V> {
     children: &'a [(u8, Node)],
-    leaves: &'a [RlpNode],
-    ready: &'a [(ChildKind, RlpNode)],
+    leaves: &'a [Leaf<V>],
+    leaf_references: &'a [RlpNode],
+    ready: &'a [Ready<V>],
     /// The levels below `depth`.
     below: &'a [Level],
     depth: usize,
 }
 
-impl Done<'_> {
+impl<V> Done<'_, V> {
     fn reference(&self, node: Node) -> &[u8] {
         match node {
             Node::Empty => &[],
-            Node::Leaf(index) => &self.leaves[index as usize],
-            Node::Branch { depth, index } => {
-                &self.below[usize::from(depth) - self.depth - 1].references[index as usize]
-            }
-            Node::Ready(index) => &self.ready[index as usize].1,
+            Node::Leaf(index) => &self.leaf_references[index as usize],
+            Node::Branch { depth, index } => &self.level(depth).references[index as usize],
+            Node::Ready(index) => &self.ready[index as usize].reference,
         }
+    }
+
+    /// Where a node, or what hangs on a leaf, is in memory.
+    fn link(&self, node: Node) -> NodeRef {
+        match node {
+            Node::Empty => NodeRef::UNLOADED,
+            Node::Leaf(index) => self.leaves[index as usize].link,
+            Node::Branch { depth, index } => self.level(depth).nodes[index as usize],
+            Node::Ready(index) => match self.ready[index as usize].origin {
+                Origin::Leaf { link, .. } => link,
+                Origin::Branch { node, .. } => node,
+            },
+        }
+    }
+
+    fn level(&self, depth: u8) -> &Level {
+        &self.below[usize::from(depth) - self.depth - 1]
     }
 }
 
@@ -114,54 +116,109 @@ fn hash_leaves<V: LeafValue>(lanes: &mut Lanes, leaves: &[Leaf<V>], references: 
     lanes.flush(references);
 }
 
-fn hash_branches(
+fn hash_branches<V>(
     lanes: &mut Lanes,
-    done: &Done<'_>,
+    done: &Done<'_, V>,
     branches: &[Branch],
     references: &mut [RlpNode],
-    rows: &mut [Bytes],
+    nodes: &mut Vec<NodeRef>,
+    output: &mut Output<'_>,
 ) {
-    for (at, (branch, row)) in branches.iter().zip(rows.iter_mut()).enumerate() {
-        let extension = branch.extension();
-        if let Some(stored) = branch.stored.as_ref().filter(|stored| stored.blinded) {
-            references[at] = RlpNode::from_raw(stored.references()).unwrap_or_default();
-            *row = encode_blinded(&extension, stored.references());
-        } else {
-            *row = write_row(done, branch, &extension);
-            let at_references = head_length(extension.len(), branch.masks);
-            let node = BranchNode { state_mask: branch.masks.state, references: &row[at_references..] };
-            lanes.push(node.len(), at, references, |out| node.write(out));
-        }
-        if branch.stored.as_ref().is_some_and(|stored| stored.slot_depth == branch.slot_depth && stored.bytes == *row) {
-            *row = Bytes::new();
-        }
-    }
-    lanes.flush(references);
+    let pool = std::sync::Arc::clone(output.writer.pool());
     for (at, branch) in branches.iter().enumerate() {
-        if branch.own_path.len() > usize::from(branch.slot_depth) {
-            let behind = references[at].clone();
-            let extension = branch.extension();
-            let node = ShortNode::extension(&extension, &behind);
-            lanes.push(node.len(), at, references, |out| node.write(out));
+        if let Some(Place::Loaded(ahead)) =
+            branches.get(at + AHEAD).and_then(|branch| Some(&branch.stored.as_ref()?.place))
+        {
+            pool.prefetch(*ahead, 10);
         }
+        if let Some(stored) = branch.stored.as_ref().filter(|stored| stored.blinded) {
+            let reference = stored.references(&pool);
+            references[at] = RlpNode::from_raw(reference).unwrap_or_default();
+            nodes.push(write_blinded_node(branch, reference, output));
+            continue;
+        }
+        let node = write_node(done, branch, &pool, output);
+        nodes.push(node);
+        let view = pool.node(node);
+        let rlp = BranchNode { state_mask: branch.masks.state, references: &view.row()[view.references_at()..] };
+        lanes.push(rlp.len(), at, references, |out| rlp.write(out));
+    }
+    output.lists.made.extend_from_slice(nodes);
+    lanes.flush(references);
+    for (at, branch) in branches.iter().enumerate().filter(|(_, branch)| branch.has_extension()) {
+        let behind = references[at].clone();
+        let extension = branch.extension();
+        let node = ShortNode::extension(&extension, &behind);
+        lanes.push(node.len(), at, references, |out| node.write(out));
     }
     lanes.flush(references);
 }
 
-/// The row of a branch all of whose changed children are done.
-fn write_row(done: &Done<'_>, branch: &Branch, extension: &Nibbles) -> Bytes {
+fn write_blinded_node(branch: &Branch, reference: &[u8], output: &mut Output<'_>) -> NodeRef {
+    let extension = branch.extension();
+    let references_at = blinded_head_length(extension.len());
+    let masks = Masks::default();
+    let plan = NodePlan { epoch: output.frame.epoch, masks, blinded: true, references_at, linked: 0, links: &[] };
+    output.writer.node(&plan, references_at + reference.len(), |row| write_blinded(row, &extension, reference))
+}
+
+/// Writes a branch all of whose changed children are done.
+fn write_node<V>(done: &Done<'_, V>, branch: &Branch, pool: &Pool, output: &mut Output<'_>) -> NodeRef {
     let changed = &done.children[branch.children()];
-    if let Some(row) = patch_row(done, branch, changed) {
-        return row.into();
-    }
-    let (stored_state, mut stored) = match &branch.stored {
-        Some(stored) => (stored.masks.state, stored.references()),
-        None => (0, &[][..]),
+    let (linked, links) = gather_links(done, branch, changed, pool, output);
+    let links = &links[..linked.count_ones() as usize];
+    let masks = branch.masks;
+    let extension = branch.extension();
+    let references_at = head_length(extension.len(), masks);
+    let plan = NodePlan { epoch: output.frame.epoch, masks, blinded: false, references_at, linked, links };
+    let writer = &mut *output.writer;
+    let (stored_masks, stored_row, stored_at) = match &branch.stored {
+        Some(stored) => (stored.masks, stored.row(pool), usize::from(stored.references_at)),
+        None => (Masks::default(), &[][..], 0),
     };
+    let stored_references = &stored_row[stored_at..];
+    let hashes_only = stored_references.len() == HASH_REFERENCE * stored_masks.len()
+        && changed.iter().all(|(_, node)| done.reference(*node).len() == HASH_REFERENCE);
+    if !hashes_only {
+        let references = mixed_references(done, masks, stored_masks.state, stored_references, changed);
+        return writer.node(&plan, references_at + references.len(), |row| {
+            write_head(row, &extension, masks);
+            row[references_at..].copy_from_slice(&references);
+        });
+    }
+    let place = |state: u16, nibble: u8| HASH_REFERENCE * (state & ((1 << nibble) - 1)).count_ones() as usize;
+    writer.node(&plan, references_at + HASH_REFERENCE * masks.len(), |row| {
+        let (head, references) = row.split_at_mut(references_at);
+        write_head(head, &extension, masks);
+        if masks.state == stored_masks.state {
+            references.copy_from_slice(stored_references);
+        } else {
+            let mut kept = masks.state & stored_masks.state;
+            changed.iter().for_each(|(nibble, _)| kept &= !(1 << nibble));
+            while kept != 0 {
+                let nibble = kept.trailing_zeros() as u8;
+                kept &= kept - 1;
+                let from = &stored_references[place(stored_masks.state, nibble)..][..HASH_REFERENCE];
+                references[place(masks.state, nibble)..][..HASH_REFERENCE].copy_from_slice(from);
+            }
+        }
+        for (nibble, node) in changed {
+            references[place(masks.state, *nibble)..][..HASH_REFERENCE].copy_from_slice(done.reference(*node));
+        }
+    })
+}
+
+/// The references of a branch some of whose children are shorter than a hash.
+fn mixed_references<V>(
+    done: &Done<'_, V>,
+    masks: Masks,
+    stored_state: u16,
+    mut stored: &[u8],
+    changed: &[(u8, Node)],
+) -> Vec<u8> {
     let mut changed = changed.iter().peekable();
-    let mut row = Vec::with_capacity(head_length(extension.len(), branch.masks) + HASH_REFERENCE * branch.masks.len());
-    write_head(&mut row, extension, branch.masks);
-    let mut rest = stored_state | branch.masks.state;
+    let mut references = Vec::with_capacity(HASH_REFERENCE * masks.len());
+    let mut rest = stored_state | masks.state;
     while rest != 0 {
         let (nibble, bit) = (rest.trailing_zeros() as u8, rest & rest.wrapping_neg());
         rest ^= bit;
@@ -170,36 +227,51 @@ fn write_row(done: &Done<'_>, branch: &Branch, extension: &Nibbles) -> Bytes {
             (kept, stored) = stored.split_at(reference_length(stored[0]));
         }
         if let Some((_, node)) = changed.next_if(|(changed, _)| *changed == nibble) {
-            row.extend_from_slice(done.reference(*node));
-        } else if branch.masks.state & bit != 0 {
-            row.extend_from_slice(kept);
+            references.extend_from_slice(done.reference(*node));
+        } else if masks.state & bit != 0 {
+            references.extend_from_slice(kept);
         }
     }
-    row.shrink_to_fit();
-    row.into()
+    references
 }
 
-/// The row that was read with the changed references put over the old ones, where all of them are hashes and none comes
-/// or goes: the common case.
-fn patch_row(done: &Done<'_>, branch: &Branch, changed: &[(u8, Node)]) -> Option<Vec<u8>> {
-    let stored = branch.stored.as_ref()?;
-    let Masks { state, branch: branch_mask, opaque } = branch.masks;
-    let fits = stored.slot_depth == branch.slot_depth
-        && stored.masks.state == state
-        && stored.masks.opaque | opaque == 0
-        && stored.references().len() == HASH_REFERENCE * branch.masks.len()
-        && changed.iter().all(|(_, node)| done.reference(*node).len() == HASH_REFERENCE);
-    if !fits {
-        return None;
+/// Where a branch's children are: the changed ones where they were written, the others where they were, unless they are
+/// forgotten.
+fn gather_links<V>(
+    done: &Done<'_, V>,
+    branch: &Branch,
+    changed: &[(u8, Node)],
+    pool: &Pool,
+    output: &mut Output<'_>,
+) -> (u16, [Link; 16]) {
+    let mut links = [Link::default(); 16];
+    let mut linked = 0u16;
+    let mut count = 0;
+    let stored = branch.stored.as_ref().and_then(|stored: &Stored| stored.view(pool));
+    let kept = stored.map_or(0, |view| view.linked()) & branch.masks.state;
+    let mut changed = changed.iter().peekable();
+    let mut rest = kept | changed.clone().fold(0, |mask, (nibble, _)| mask | 1 << nibble);
+    while rest != 0 {
+        let nibble = rest.trailing_zeros() as u8;
+        rest &= rest - 1;
+        let link = match changed.next_if(|(changed, _)| *changed == nibble) {
+            Some((_, node)) => Link { node: done.link(*node), age: age_of(output.frame.epoch) },
+            None => {
+                let link = stored.map_or_else(Link::default, |view| view.link_with_age(nibble));
+                if output.frame.cuts(pool, link) {
+                    output.lists.cut.push(link.node);
+                    continue;
+                }
+                link
+            }
+        };
+        if link.node != NodeRef::UNLOADED {
+            links[count] = link;
+            count += 1;
+            linked |= 1 << nibble;
+        }
     }
-    let start = usize::from(stored.references_at);
-    let mut row = stored.bytes.to_vec();
-    row[start - 2..start].copy_from_slice(&branch_mask.to_be_bytes());
-    for (nibble, node) in changed {
-        let before = (state & ((1 << nibble) - 1)).count_ones() as usize;
-        row[start + HASH_REFERENCE * before..][..HASH_REFERENCE].copy_from_slice(done.reference(*node));
-    }
-    Some(row)
+    (linked, links)
 }
 
 /// Nodes on their way through the hash function.

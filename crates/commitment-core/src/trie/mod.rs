@@ -2,36 +2,42 @@
 //!
 //! ```text
 //! LeafChanges -- checked, no-ops dropped
-//!      |  storage tries   1. structure: each trie's changes go down its rows, nodes enter an arena   (single)
+//!      |  storage tries   1. structure: each trie's changes go down its branches into an arena       (single)
 //!      |                  2. hashes: level by level, across all tries of the block                   (levels)
 //!      v
 //! storage roots -- put into the accounts' leaves
 //!      |  account trie    1. structure   2. hashes
 //!      v
-//! FoldOutcome { computed_state_root, diff: StateDiff, updates: TrieUpdates }
+//! FoldOutcome { computed_state_root, diff: StateDiff, tries: Version }
 //! ```
 //!
 //! # Two phases
 //!
 //! A keccak state leaves most of a vector unit idle; eight at a time fill it. But a node can be hashed only when all
 //! nodes below it are, so whoever hashes on the way up a trie has one node at a time. Hence two phases. The first one
-//! reads rows and applies all changes to the structure: inserts, updates, removals, branches that split or collapse. It
-//! leaves the nodes to be hashed in flat tables, by depth (`arena`). The second one hashes these tables, leaves first,
-//! then the deepest branches, up to the roots. Nodes of one depth do not depend on each other, whatever trie they
-//! belong to, so they go through the hash function together.
+//! applies all changes to the structure: inserts, updates, removals, branches that split or collapse. It leaves the
+//! nodes to be hashed in flat tables, by depth (`arena`). The second one hashes these tables, leaves first, then the
+//! deepest branches, up to the roots, and writes each branch where it stays. Nodes of one depth do not depend on each
+//! other, whatever trie they belong to, so they go through the hash function together.
+//!
+//! # Where nodes are
+//!
+//! Branches that recent blocks wrote are in memory (`pool`), linked to each other, and shared by all blocks whose tries
+//! have them in common (`forest`): a fold follows links. Where a link leads to nothing that is in memory, the branch's
+//! row is read through the [`TrieReader`]. Nothing of the parent is changed: the outcome holds a version of its own.
+//!
+//! The stored form has one row for each branch, filed under its slot path ([`crate::node`]); leaves stand in the tables
+//! of the state alone. A trie of no leaf or of one has no row. A branch in memory holds its row as it would be stored,
+//! so rows cost nothing before a commit asks for them ([`Version::updates`]).
 //!
 //! # Why the work can be shared out
 //!
-//! In the first phase threads take different tries, or different children of a large trie's topmost branch: parts that
-//! read and write nothing in common. Only the branch above such children can see that several of them changed, and it
-//! is put together by one thread when all of them are back. In the second phase threads take different nodes of one
-//! level, which read deeper levels only. Results are collected in key order and no node's content depends on its index,
-//! so the outcome is that of one thread ([`single`] and `levels` have the details).
-//!
-//! Nothing of the parent is changed: it is read through a [`TrieReader`], and what differs is returned as a value.
-//!
-//! The stored form has one row for each branch, filed under its slot path ([`crate::node`]); leaves stand in the tables
-//! of the state alone. A trie of no leaf or of one has no row.
+//! Threads take different tries, or different children of a large trie's topmost branch, and do both phases for their
+//! part: parts that read and write nothing in common. Only the branch above such children can see that several of them
+//! changed, and it is put together by one thread when all of them are back. If it collapses, the child that is left is
+//! hashed again at its new place. Storage tries come first, since their roots stand in the accounts' leaves. Results are
+//! collected in key order and no node's content depends on where it lies, so the outcome is that of one thread
+//! ([`single`] and `levels` have the details).
 //!
 //! Invariants:
 //! 1. The rows of a state are a function of its leaves, whatever way led there.
@@ -44,7 +50,10 @@ mod arena;
 mod build;
 pub mod bulk;
 mod encode;
+mod forest;
 mod levels;
+mod path;
+mod pool;
 pub(crate) mod row;
 pub mod single;
 
@@ -53,11 +62,16 @@ use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 use rayon::prelude::*;
 
 use self::{
-    arena::{Arena, TrieTop},
     bulk::Growing,
-    single::{Descent, LeafChange, TrieSource},
+    forest::{Frame, Lists, Top},
+    pool::NodeRef,
+    single::{Change, Descent, TrieSource},
 };
-pub use self::{encode::LeafValue, row::MalformedRow};
+pub use self::{
+    encode::LeafValue,
+    forest::{DEFAULT_NODE_BYTES, Forest, Version},
+    row::MalformedRow,
+};
 use crate::{
     account::Account,
     diff::{AccountChange, AccountLeafChange, LeafChanges, StateDiff},
@@ -74,8 +88,7 @@ pub struct FoldOptions {
     pub parallel: bool,
     /// Storage tries are folded beside each other from this many changed slots on, counted over all tries.
     pub parallel_slots: usize,
-    /// A trie's topmost branch shares its children out to threads from this many changed leaves on; and a level of
-    /// nodes is hashed by several threads from four times as many nodes on.
+    /// A trie's topmost branch shares its children out to threads from this many changed leaves on.
     pub split_leaves: usize,
 }
 
@@ -95,14 +108,30 @@ impl FoldOptions {
 }
 
 /// What a fold gives.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct FoldOutcome {
     /// The root of the account trie after the changes.
     pub computed_state_root: B256,
     /// The changed leaves, with the storage roots before and after.
     pub diff: StateDiff,
+    /// The tries after the changes.
+    pub tries: Version,
+}
+
+impl FoldOutcome {
     /// The changed rows.
-    pub updates: TrieUpdates,
+    pub fn updates(&self) -> TrieUpdates {
+        self.tries.updates(&self.diff)
+    }
+}
+
+/// Outcomes are equal if they say the same, wherever their nodes lie.
+impl PartialEq for FoldOutcome {
+    fn eq(&self, other: &Self) -> bool {
+        self.computed_state_root == other.computed_state_root
+            && self.diff == other.diff
+            && self.updates() == other.updates()
+    }
 }
 
 /// How a store contradicts itself, or what it said when the changes were resolved.
@@ -187,50 +216,49 @@ pub fn fold<R: TrieReader>(
 ) -> Result<FoldOutcome, FoldError<R::Error>> {
     check_sorted(&changes)?;
     drop_no_ops(&mut changes);
-    let mut storage = fold_storage(parent, &changes.accounts, options)?;
+    let before = parent.tries().unwrap_or_else(|| Forest::new(0).unloaded());
+    let durable_epoch = parent.durable_epoch().unwrap_or_else(|| before.epoch());
+    let fold = Fold { before: &before, frame: before.forest().frame(before.epoch(), durable_epoch), options };
+    let storage = fold.storage(parent, &changes.accounts)?;
+    let StorageFold { tops, mut lists, mut gone } = storage;
     let mut accounts = Vec::with_capacity(changes.accounts.len());
-    for (change, top) in changes.accounts.into_iter().zip(&storage.tops) {
+    let mut leaves = Vec::with_capacity(changes.accounts.len());
+    for (change, top) in changes.accounts.into_iter().zip(tops) {
         let AccountLeafChange { hashed_address, old, new, slots } = change;
-        let storage_root = match top {
-            Some(top) => storage.arena.root(top.node),
+        let storage_root = match &top {
+            Some(top) => top.root,
             None => old.map_or(EMPTY_ROOT_HASH, |account| account.storage_root),
         };
         if new.is_none() && storage_root != EMPTY_ROOT_HASH {
             return Err(FoldError::StorageWithoutAccount { hashed_address, got: storage_root });
         }
         let new = new.map(|info| info.with_storage_root(storage_root));
+        if old != new {
+            let link = top.map(|top| top.node);
+            leaves.push(Change { key: hashed_address, existed: old.is_some(), new, link });
+        }
         accounts.push(AccountChange { hashed_address, old, new, slots });
     }
-    let leaves: Vec<_> = accounts
-        .iter()
-        .filter(|change| change.old != change.new)
-        .map(|change| LeafChange { key: change.hashed_address, existed: change.old.is_some(), new: change.new })
-        .collect();
-    let mut nodes = Vec::new();
     let parent_state_root = parent.anchor().state_root;
-    let computed_state_root = if leaves.is_empty() {
-        parent_state_root
+    let (computed_state_root, top) = if leaves.is_empty() {
+        (parent_state_root, before.top())
     } else {
-        let mut descent = Descent::new(AccountLeaves(parent.clone()), options);
-        let top = descent.trie(parent_state_root, &leaves)?;
-        let mut arena = descent.arena;
-        levels::hash(&mut arena, options);
-        arena.take_changed_rows(&top, |slot, row| nodes.push((NodeKey::new(TrieId::Accounts, slot), row)));
-        arena.root(top.node)
+        let mut descent = Descent::new(AccountLeaves(parent.clone()), before.forest(), fold.frame, options);
+        let top = descent.trie(parent_state_root, before.top(), &leaves)?;
+        let Descent { mut arena, lists: more, gone: more_gone, .. } = descent;
+        lists.append(more);
+        gone.extend(more_gone);
+        levels::hash(&mut arena, &mut before.forest().writer(), fold.frame, &mut lists);
+        (arena.root(top), arena.top(top))
     };
-    for (change, top) in accounts.iter().zip(&storage.tops) {
-        let trie = TrieId::Storage(change.hashed_address);
-        if let Some(top) = top {
-            storage.arena.take_changed_rows(top, |slot, row| nodes.push((NodeKey::new(trie, slot), row)));
-        }
-    }
+    let tries = before.forest().child(&before, &fold.frame, top, lists, gone);
     let diff = StateDiff { accounts, codes: changes.codes };
-    Ok(FoldOutcome { computed_state_root, diff, updates: TrieUpdates { nodes } })
+    Ok(FoldOutcome { computed_state_root, diff, tries })
 }
 
 /// The root of the trie of these leaves, which come strictly sorted by key; `None` if they do not.
 pub fn trie_root<V: LeafValue>(leaves: impl IntoIterator<Item = (B256, V)>) -> Option<B256> {
-    let mut trie = Growing::default();
+    let mut trie = Growing::new(&Forest::new(usize::MAX));
     for (key, value) in leaves {
         if trie.newest().is_some_and(|newest| *newest >= key) {
             return None;
@@ -272,35 +300,87 @@ fn drop_no_ops(changes: &mut LeafChanges) {
     });
 }
 
-/// The storage tries after the changes: hashed, in the accounts' order; `None` where no slot changed.
-struct StorageFold {
-    arena: Arena<U256>,
-    tops: Vec<Option<TrieTop>>,
+/// What all parts of one fold share.
+struct Fold<'a> {
+    before: &'a Version,
+    frame: Frame,
+    options: &'a FoldOptions,
 }
 
-fn fold_storage<R: TrieReader>(
-    parent: &R,
-    accounts: &[AccountLeafChange],
-    options: &FoldOptions,
-) -> Result<StorageFold, FoldError<R::Error>> {
-    let slots: usize = accounts.iter().map(|account| account.slots.len()).sum();
-    let mut fold = if options.parallel && slots >= options.parallel_slots {
+/// A storage trie after the changes.
+struct StorageTop {
+    root: B256,
+    node: NodeRef,
+}
+
+/// The storage tries after the changes, in the accounts' order; `None` where no slot changed.
+struct StorageFold {
+    tops: Vec<Option<StorageTop>>,
+    lists: Lists,
+    gone: Vec<NodeKey>,
+}
+
+impl Fold<'_> {
+    fn storage<R: TrieReader>(
+        &self,
+        parent: &R,
+        accounts: &[AccountLeafChange],
+    ) -> Result<StorageFold, FoldError<R::Error>> {
+        let slots: usize = accounts.iter().map(|account| account.slots.len()).sum();
+        if !self.options.parallel || slots < self.options.parallel_slots {
+            return self.storage_part(parent, accounts);
+        }
         // A few parts for each thread: tries differ in what they have to read.
         let parts = split_by_slots(accounts, slots.div_ceil(4 * rayon::current_num_threads()));
-        let parts: Vec<_> = parts.into_par_iter().map(|part| fold_storage_part(parent, part, options)).collect();
-        let mut all = StorageFold { arena: Arena::default(), tops: Vec::with_capacity(accounts.len()) };
+        let parts: Vec<_> = parts.into_par_iter().map(|part| self.storage_part(parent, part)).collect();
+        let tops = Vec::with_capacity(accounts.len());
+        let mut all = StorageFold { tops, lists: Lists::new(self.before.forest()), gone: Vec::new() };
         // Of several failures the first in key order is reported, as a serial fold would.
         for part in parts {
             let part = part?;
-            let relocation = all.arena.absorb(part.arena);
-            all.tops.extend(part.tops.iter().map(|top| top.as_ref().map(|top| relocation.top(top))));
+            all.tops.extend(part.tops);
+            all.lists.append(part.lists);
+            all.gone.extend(part.gone);
         }
-        all
-    } else {
-        fold_storage_part(parent, accounts, options)?
-    };
-    levels::hash(&mut fold.arena, options);
-    Ok(fold)
+        Ok(all)
+    }
+
+    /// Some accounts' storage tries.
+    fn storage_part<R: TrieReader>(
+        &self,
+        parent: &R,
+        accounts: &[AccountLeafChange],
+    ) -> Result<StorageFold, FoldError<R::Error>> {
+        let source = SlotLeaves { reader: parent.clone(), hashed_address: B256::ZERO };
+        let mut descent = Descent::new(source, self.before.forest(), self.frame, self.options);
+        let mut nodes = Vec::with_capacity(accounts.len());
+        let mut leaves = Vec::new();
+        for change in accounts {
+            if change.slots.is_empty() {
+                nodes.push(None);
+                continue;
+            }
+            leaves.clear();
+            leaves.extend(change.slots.iter().map(|slot| Change {
+                key: slot.hashed_slot,
+                existed: !slot.old.is_zero(),
+                new: (!slot.new.is_zero()).then_some(slot.new),
+                link: None,
+            }));
+            descent.source.hashed_address = change.hashed_address;
+            let (root, top) = match change.old {
+                Some(account) => (account.storage_root, self.before.storage_top(&change.hashed_address)),
+                None => (EMPTY_ROOT_HASH, NodeRef::UNLOADED),
+            };
+            nodes.push(Some(descent.trie(root, Top::storage(top), &leaves)?));
+        }
+        let Descent { mut arena, mut lists, gone, .. } = descent;
+        levels::hash(&mut arena, &mut self.before.forest().writer(), self.frame, &mut lists);
+        let tops = nodes
+            .into_iter()
+            .map(|node| node.map(|node| StorageTop { root: arena.root(node), node: arena.node_ref(node) }));
+        Ok(StorageFold { tops: tops.collect(), lists, gone })
+    }
 }
 
 /// Cuts accounts into runs of about `slots` changed slots each, so that many small tries make one part. A large trie is
@@ -317,34 +397,6 @@ fn split_by_slots(accounts: &[AccountLeafChange], slots: usize) -> Vec<&[Account
     }
     parts.push(&accounts[start..]);
     parts
-}
-
-/// The structure of some accounts' storage tries.
-fn fold_storage_part<R: TrieReader>(
-    parent: &R,
-    accounts: &[AccountLeafChange],
-    options: &FoldOptions,
-) -> Result<StorageFold, FoldError<R::Error>> {
-    let source = SlotLeaves { reader: parent.clone(), hashed_address: B256::ZERO };
-    let mut descent = Descent::new(source, options);
-    let mut tops = Vec::with_capacity(accounts.len());
-    let mut leaves = Vec::new();
-    for change in accounts {
-        if change.slots.is_empty() {
-            tops.push(None);
-            continue;
-        }
-        leaves.clear();
-        leaves.extend(change.slots.iter().map(|slot| LeafChange {
-            key: slot.hashed_slot,
-            existed: !slot.old.is_zero(),
-            new: (!slot.new.is_zero()).then_some(slot.new),
-        }));
-        descent.source.hashed_address = change.hashed_address;
-        let root = change.old.map_or(EMPTY_ROOT_HASH, |account| account.storage_root);
-        tops.push(Some(descent.trie(root, &leaves)?));
-    }
-    Ok(StorageFold { arena: descent.arena, tops })
 }
 
 /// The account trie of a reader's block.

@@ -133,6 +133,23 @@ impl Masks {
     }
 }
 
+/// The number of nibbles of a valid row's extension.
+pub(crate) fn extension_length(row: &[u8]) -> usize {
+    usize::from(row[0] & !(OPAQUE | BLINDED))
+}
+
+/// The extension of a valid row.
+pub(crate) fn extension_of(row: &[u8]) -> Nibbles {
+    let length = extension_length(row);
+    if length == 0 { Nibbles::new() } else { Nibbles::unpack(&row[1..=length.div_ceil(2)]).slice(..length) }
+}
+
+/// The opaque mask of a valid row that has one.
+pub(crate) fn opaque_mask(row: &[u8]) -> u16 {
+    let at = 5 + extension_length(row).div_ceil(2);
+    u16::from_be_bytes([row[at], row[at + 1]])
+}
+
 /// The length of a reference that begins with `head`.
 pub(crate) const fn reference_length(head: u8) -> usize {
     if head == HASH_HEADER { HASH_REFERENCE } else { (head - LIST_HEADER) as usize + 1 }
@@ -185,19 +202,28 @@ fn are_hashes(references: &[u8], masks: Masks) -> bool {
         && references.iter().step_by(HASH_REFERENCE).all(|head| *head == HASH_HEADER)
 }
 
-/// Writes all of a row that stands before the references. The extension has at most [`MAX_EXTENSION`] nibbles.
-pub(crate) fn write_head(out: &mut Vec<u8>, extension: &Nibbles, masks: Masks) {
+/// Writes all of a row that stands before the references. The extension has at most [`MAX_EXTENSION`] nibbles, and
+/// `out` is [`head_length`] bytes long or longer.
+pub(crate) fn write_head(out: &mut [u8], extension: &Nibbles, masks: Masks) {
     debug_assert!(extension.len() <= MAX_EXTENSION && masks.len() >= 2);
     let opaque = if masks.opaque == 0 { 0 } else { OPAQUE };
-    out.push(extension.len() as u8 | opaque);
-    if !extension.is_empty() {
-        out.extend_from_slice(&extension.pack());
-    }
-    out.extend_from_slice(&masks.state.to_be_bytes());
-    out.extend_from_slice(&masks.branch.to_be_bytes());
+    out[0] = extension.len() as u8 | opaque;
+    let at = 1 + write_nibbles(&mut out[1..], extension);
+    out[at..at + 2].copy_from_slice(&masks.state.to_be_bytes());
+    out[at + 2..at + 4].copy_from_slice(&masks.branch.to_be_bytes());
     if masks.opaque != 0 {
-        out.extend_from_slice(&masks.opaque.to_be_bytes());
+        out[at + 4..at + 6].copy_from_slice(&masks.opaque.to_be_bytes());
     }
+}
+
+/// Writes nibbles two to a byte, and gives the number of bytes.
+fn write_nibbles(out: &mut [u8], nibbles: &Nibbles) -> usize {
+    if nibbles.is_empty() {
+        return 0;
+    }
+    let packed = nibbles.pack();
+    out[..packed.len()].copy_from_slice(&packed);
+    packed.len()
 }
 
 /// The length of what [`write_head`] writes.
@@ -205,9 +231,23 @@ pub(crate) const fn head_length(extension: usize, masks: Masks) -> usize {
     5 + extension.div_ceil(2) + if masks.opaque == 0 { 0 } else { 2 }
 }
 
-/// The row of a branch behind `extension`, of which the reference alone is known: a hash.
+/// Where the reference begins in a row that [`write_blinded`] writes.
+pub(crate) const fn blinded_head_length(extension: usize) -> usize {
+    1 + extension.div_ceil(2)
+}
+
+/// Writes the row of a branch behind `extension`, of which the reference alone is known: a hash.
+pub(crate) fn write_blinded(out: &mut [u8], extension: &Nibbles, reference: &[u8]) {
+    out[0] = extension.len() as u8 | BLINDED;
+    let at = 1 + write_nibbles(&mut out[1..], extension);
+    out[at..at + reference.len()].copy_from_slice(reference);
+}
+
+/// The same as bytes of its own.
 pub(crate) fn encode_blinded(extension: &Nibbles, reference: &[u8]) -> Bytes {
-    [&[extension.len() as u8 | BLINDED][..], &extension.pack(), reference].concat().into()
+    let mut out = vec![0; blinded_head_length(extension.len()) + reference.len()];
+    write_blinded(&mut out, extension, reference);
+    out.into()
 }
 
 /// A branch put together from nothing.
@@ -226,8 +266,7 @@ impl Branch {
 
     /// The row of this branch, which has two children or more, behind `extension`.
     pub(crate) fn encode(&self, extension: &Nibbles) -> Bytes {
-        let references: usize = self.references.iter().map(|reference| reference.len()).sum();
-        let mut out = Vec::with_capacity(head_length(extension.len(), self.masks) + references);
+        let mut out = vec![0; head_length(extension.len(), self.masks)];
         write_head(&mut out, extension, self.masks);
         for reference in &self.references {
             out.extend_from_slice(reference);

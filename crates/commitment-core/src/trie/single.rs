@@ -1,5 +1,5 @@
 //! The first phase of a fold, for one trie: sorted leaf changes go down from the root, nodes come back up, and only then
-//! is it known where each of them is filed. Nothing is hashed here.
+//! is it known where each of them is filed. Nothing is hashed on the way: only when a whole arena is done.
 //!
 //! # How it works
 //!
@@ -7,7 +7,7 @@
 //!
 //! * nothing stands there: the new leaves are built into a subtrie;
 //! * a leaf stands there: either one of the changes replaces or removes it, or it is read and joins the new leaves;
-//! * a branch stands there: its row is read once, the changes are shared out to its children by their next nibble. If
+//! * a branch stands there: it is found in memory or its row is read, once; the changes are shared out to its children by their next nibble. If
 //!   some of them leave its extension midway, a new branch stands at that point, with the old one as a child.
 //!
 //! What comes back is a node whose place may still move: a branch that is left with a single child gives that child to
@@ -20,14 +20,15 @@
 //!
 //! # Why the stored form is a function of the leaves alone
 //!
-//! Rows are written for settled branches only, and a settled branch is determined by the leaves below it. Rows that
-//! were read and not written again under the same slot path are removed; rows that come out as they were are dropped.
+//! Only settled branches are written, and a settled branch is determined by the leaves below it. Slot paths of branches
+//! that were met and are not written again under the same one are listed as gone.
 //!
 //! # Why threads change nothing
 //!
 //! The sixteen children of the topmost branch have disjoint slot paths and share nothing but the reader. Each of them is
-//! folded into an arena of its own. The branch above them is put together by one thread, when all of them have come
-//! back: whether it collapses is decided there, from the same nodes in the same order as without threads.
+//! folded into an arena of its own, and hashed there. The branch above them is put together by one thread, when all of
+//! them have come back: whether it collapses is decided there, from the same nodes in the same order as without threads.
+//! A hashed child that rises then is taken up again, and hashed for its new place.
 //!
 //! Invariants:
 //! 1. No row is read twice.
@@ -39,13 +40,16 @@ use rayon::prelude::*;
 
 use super::{
     Corruption, FoldError, FoldOptions,
-    arena::{Arena, Node, StoredRow, TrieTop},
-    build::{TrieBuilder, nibble_at},
+    arena::{Arena, Node, Place, Ready, Stored},
+    build::TrieBuilder,
     encode::{BranchNode, LeafValue, extension_reference, root_hash},
+    forest::{Forest, Frame, Lists, Top, gather_rows, merge_rows},
     levels,
+    path::{Path, nibble_at, shared_nibbles},
+    pool::{NodeRef, Pool},
     row::{ChildKind, Masks, RowHead},
 };
-use crate::node::{NodeKey, TrieId, first_key_below, key_is_below};
+use crate::node::{NodeKey, TrieId};
 
 /// What the fold of one trie reads. A clone reads the same trie; threads work on clones.
 pub trait TrieSource: Clone + Send + Sync {
@@ -70,7 +74,8 @@ pub trait TrieSource: Clone + Send + Sync {
     fn first_leaf(&self, start: &B256) -> Result<Option<(B256, Self::Value)>, Self::Error>;
 }
 
-/// A leaf that changes. What neither existed nor exists is not listed.
+/// A leaf that changes. What neither existed nor exists is not listed, nor what keeps its value: rows would be given that
+/// stay as they are.
 #[derive(Debug, Clone)]
 pub struct LeafChange<V> {
     /// The leaf's key.
@@ -90,7 +95,17 @@ pub struct TrieFold {
     pub rows: Vec<(Nibbles, Option<Bytes>)>,
 }
 
-/// Folds `changes`, strictly sorted by key, into the trie whose root is `root`.
+/// A leaf that changes, and where its account's storage trie is in memory.
+#[derive(Debug, Clone)]
+pub(super) struct Change<V> {
+    pub(super) key: B256,
+    pub(super) existed: bool,
+    pub(super) new: Option<V>,
+    /// `None` if it is where it was.
+    pub(super) link: Option<NodeRef>,
+}
+
+/// Folds `changes`, strictly sorted by key, into the trie whose root is `root`, of which nothing is in memory.
 ///
 /// # Errors
 /// [`FoldError::Read`] if a read fails, [`FoldError::Corrupt`] if rows, leaves and `existed` contradict each other,
@@ -107,13 +122,21 @@ pub fn fold_trie<S: TrieSource>(
     if changes.is_empty() {
         return Ok(TrieFold { root, rows: Vec::new() });
     }
-    let mut descent = Descent::new(source.clone(), options);
-    let top = descent.trie(root, changes)?;
-    let mut arena = descent.arena;
-    levels::hash(&mut arena, options);
+    let changes: Vec<_> = changes
+        .iter()
+        .map(|LeafChange { key, existed, new }| Change { key: *key, existed: *existed, new: new.clone(), link: None })
+        .collect();
+    let forest = Forest::new(usize::MAX);
+    let frame = forest.frame(0, 0);
+    let mut writer = forest.writer();
+    let mut descent = Descent::new(source.clone(), &forest, frame, options);
+    let top = descent.trie(root, Top::default(), &changes)?;
+    let Descent { mut arena, mut lists, gone, .. } = descent;
+    levels::hash(&mut arena, &mut writer, frame, &mut lists);
     let mut rows = Vec::new();
-    arena.take_changed_rows(&top, |slot, row| rows.push((slot, row)));
-    Ok(TrieFold { root: arena.root(top.node), rows })
+    gather_rows(writer.pool(), source.trie(), arena.node_ref(top), 0, &mut rows);
+    let rows = merge_rows(rows, gone.iter());
+    Ok(TrieFold { root: arena.root(top), rows: rows.into_iter().map(|(key, row)| (key.path, row)).collect() })
 }
 
 /// Folds tries, one after the other, into an arena.
@@ -122,149 +145,202 @@ pub(super) struct Descent<'a, S: TrieSource> {
     pub(super) source: S,
     /// What was folded.
     pub(super) arena: Arena<S::Value>,
+    /// The nodes of the parent's version that were met.
+    pub(super) lists: Lists,
+    /// The rows that are no more.
+    pub(super) gone: Vec<NodeKey>,
+    forest: &'a Forest,
+    frame: Frame,
     options: &'a FoldOptions,
     builder: TrieBuilder<S::Value>,
     /// The changed children of the branches on the way down, each branch's behind those of the branch above it.
     changed: Vec<(u8, Node)>,
+    /// The ways that [`Self::look_ahead`] goes.
+    ways: Vec<Way>,
     root_to_check: Option<B256>,
     /// Whether the branch to come is the trie's topmost one, whose children may be shared out to threads.
     at_top: bool,
 }
 
-/// A branch that was read: its own path and its row.
-type Found = (Nibbles, StoredRow);
+/// A branch that was found: its own path and what is stored of it.
+type Found = (Path, Stored);
 
 /// What a group of changes meets at its slot.
 enum Start {
-    /// What the branch above says of its child.
-    Child(ChildKind),
+    /// What the branch above says of its child, and where that is.
+    Child(ChildKind, NodeRef),
     /// A branch in hand, whose extension a new branch above it cuts short.
     Displaced(Found),
 }
 
-type Changes<'a, S> = &'a [LeafChange<<S as TrieSource>::Value>];
+/// How far a change has been looked ahead for.
+struct Way {
+    change: u32,
+    at: NodeRef,
+    depth: u8,
+}
+
+/// What a thread made of some children of a topmost branch.
+struct Part<V> {
+    children: Vec<(u8, Option<Ready<V>>)>,
+    lists: Lists,
+    gone: Vec<Path>,
+}
+
+/// How many runs of changes each thread gets, since some take longer than others.
+const PARTS_PER_THREAD: usize = 4;
+
+/// How many changes are looked ahead for together: what they meet, a few nodes each, has to stay near until they come.
+const SIGHT: usize = 192;
+
+type Changes<'a, S> = &'a [Change<<S as TrieSource>::Value>];
+type Job<'a, S> = (u8, Start, Changes<'a, S>);
 type FoldResult<T, S> = Result<T, FoldError<<S as TrieSource>::Error>>;
 
 impl<'a, S: TrieSource> Descent<'a, S> {
-    pub(super) fn new(source: S, options: &'a FoldOptions) -> Self {
+    pub(super) fn new(source: S, forest: &'a Forest, frame: Frame, options: &'a FoldOptions) -> Self {
         Self {
             source,
             arena: Arena::default(),
+            lists: Lists::new(forest),
+            gone: Vec::new(),
+            forest,
+            frame,
             options,
             builder: TrieBuilder::default(),
             changed: Vec::new(),
+            ways: Vec::new(),
             root_to_check: None,
             at_top: false,
         }
     }
 
+    fn pool(&self) -> &'a Pool {
+        self.forest.pool()
+    }
+
     /// Folds changes, at least one and strictly sorted, into the trie whose root is `root`.
-    pub(super) fn trie(&mut self, root: B256, changes: Changes<'_, S>) -> FoldResult<TrieTop, S> {
-        let kind = if root == EMPTY_ROOT_HASH { ChildKind::Empty } else { ChildKind::Opaque };
+    pub(super) fn trie(&mut self, root: B256, top: Top, changes: Changes<'_, S>) -> FoldResult<Node, S> {
+        let (kind, at) = match top.branch {
+            _ if root == EMPTY_ROOT_HASH => (ChildKind::Empty, NodeRef::UNLOADED),
+            NodeRef::UNLOADED => (ChildKind::Opaque, NodeRef::UNLOADED),
+            NodeRef::ABSENT => (ChildKind::Leaf, top.leaf_link),
+            branch => (ChildKind::Branch, branch),
+        };
         // Storage roots are not held against their rows: that would cost a hash for each trie of each block. The
         // account trie's is, so that a state root that belongs to other rows is found before it makes a block look
         // invalid.
-        self.root_to_check = (self.source.trie() == TrieId::Accounts && kind != ChildKind::Empty).then_some(root);
+        self.root_to_check = (self.source.trie() == TrieId::Accounts && kind == ChildKind::Opaque).then_some(root);
         self.at_top = true;
-        let gone = self.arena.gone_count();
-        let node = self.slot(&Nibbles::new(), kind, changes)?;
+        if kind == ChildKind::Branch && (2..=SIGHT).contains(&changes.len()) {
+            self.look_ahead(0, at, changes);
+        }
+        let node = self.slot(0, kind, at, changes)?;
         self.arena.settle(node, 0);
-        Ok(TrieTop { node, gone: gone..self.arena.gone_count() })
+        let trie = self.source.trie();
+        self.gone.extend(self.arena.gone.drain(..).map(|slot| NodeKey::new(trie, slot.to_nibbles())));
+        Ok(node)
     }
 
-    fn corrupt<T>(&self, slot: &Nibbles, what: Corruption) -> FoldResult<T, S> {
-        Err(FoldError::Corrupt { key: Box::new(NodeKey::new(self.source.trie(), *slot)), what })
+    fn corrupt<T>(&self, slot: &Path, what: Corruption) -> FoldResult<T, S> {
+        Err(FoldError::Corrupt { key: Box::new(NodeKey::new(self.source.trie(), slot.to_nibbles())), what })
     }
 
-    /// Folds at least one change into what stands at `slot`.
-    fn slot(&mut self, slot: &Nibbles, kind: ChildKind, changes: Changes<'_, S>) -> FoldResult<Node, S> {
+    /// Folds at least one change into what stands at the slot of `depth` nibbles on the changes' way.
+    fn slot(&mut self, depth: usize, kind: ChildKind, at: NodeRef, changes: Changes<'_, S>) -> FoldResult<Node, S> {
         match kind {
-            ChildKind::Empty => self.fill(slot, changes),
-            ChildKind::Leaf => self.beside_leaf(slot, changes),
-            ChildKind::Branch => match self.read_branch(slot)? {
-                Some(found) => self.branch(slot.len(), found, changes),
-                None => self.corrupt(slot, Corruption::MissingRow),
-            },
-            ChildKind::Opaque => match self.read_branch(slot)? {
-                Some(found) => self.branch(slot.len(), found, changes),
-                None => self.beside_leaf(slot, changes),
-            },
+            ChildKind::Empty => self.fill(depth, changes),
+            ChildKind::Leaf => self.beside_leaf(depth, at, changes),
+            ChildKind::Branch | ChildKind::Opaque => {
+                let slot = || Path::of(&changes[0].key, depth);
+                match self.find(slot, at)? {
+                    Some(found) => self.branch(depth, found, changes),
+                    None if kind == ChildKind::Opaque => self.beside_leaf(depth, at, changes),
+                    None => self.corrupt(&slot(), Corruption::MissingRow),
+                }
+            }
         }
     }
 
     /// Builds what the changes bring where nothing stands.
-    fn fill(&mut self, slot: &Nibbles, changes: Changes<'_, S>) -> FoldResult<Node, S> {
+    fn fill(&mut self, depth: usize, changes: Changes<'_, S>) -> FoldResult<Node, S> {
         if changes.iter().any(|change| change.existed) {
-            return self.corrupt(slot, Corruption::LeafMissing);
+            return self.corrupt(&Path::of(&changes[0].key, depth), Corruption::LeafMissing);
         }
-        Ok(self.build(changes, None))
+        Ok(self.build(changes, None, NodeRef::UNLOADED))
     }
 
-    /// Folds changes into a slot that holds a single leaf.
-    fn beside_leaf(&mut self, slot: &Nibbles, changes: Changes<'_, S>) -> FoldResult<Node, S> {
+    /// Folds changes into a slot that holds a single leaf, which is linked to `link`.
+    fn beside_leaf(&mut self, depth: usize, link: NodeRef, changes: Changes<'_, S>) -> FoldResult<Node, S> {
+        let slot = || Path::of(&changes[0].key, depth);
         match changes.iter().filter(|change| change.existed).count() {
             0 => {
-                let (key, value) = self.read_leaf(slot)?;
+                let (key, value) = self.read_leaf(&slot())?;
                 if changes.binary_search_by(|change| change.key.cmp(&key)).is_ok() {
-                    return self.corrupt(slot, Corruption::LeafUnexpected);
+                    return self.corrupt(&slot(), Corruption::LeafUnexpected);
                 }
-                Ok(self.build(changes, Some((key, value))))
+                Ok(self.build(changes, Some((key, value)), link))
             }
             // The leaf itself changes: its old value is not needed.
-            1 => Ok(self.build(changes, None)),
-            _ => self.corrupt(slot, Corruption::LeafMissing),
+            1 => Ok(self.build(changes, None, link)),
+            _ => self.corrupt(&slot(), Corruption::LeafMissing),
         }
     }
 
-    /// Builds a subtrie of the changes' new leaves and one that was there, whose key is none of theirs.
-    fn build(&mut self, changes: Changes<'_, S>, mut resident: Option<(B256, S::Value)>) -> Node {
+    /// Builds a subtrie of the changes' new leaves and one that was there, whose key is none of theirs. `link` belongs
+    /// to that one, or to the change of a leaf that was there.
+    fn build(&mut self, changes: Changes<'_, S>, mut resident: Option<(B256, S::Value)>, link: NodeRef) -> Node {
         let Self { arena, builder, .. } = self;
         for change in changes {
             if let Some((key, value)) = resident.take_if(|(key, _)| *key < change.key) {
-                builder.push(arena, key, value);
+                builder.push(arena, key, value, link);
             }
             if let Some(value) = &change.new {
-                builder.push(arena, change.key, value.clone());
+                let own = if change.existed { link } else { NodeRef::UNLOADED };
+                builder.push(arena, change.key, value.clone(), change.link.unwrap_or(own));
             }
         }
         if let Some((key, value)) = resident {
-            builder.push(arena, key, value);
+            builder.push(arena, key, value, link);
         }
         builder.finish(arena)
     }
 
     /// Folds changes into a branch that stands, or stood, under a slot path of `slot_depth` nibbles.
     fn branch(&mut self, slot_depth: usize, found: Found, changes: Changes<'_, S>) -> FoldResult<Node, S> {
-        let (own_path, row) = &found;
+        let (own_path, stored) = &found;
         let fork = fork_depth(own_path, slot_depth, changes);
         if fork < own_path.len() {
-            return self.children(own_path.slice(..fork), None, Some(found), changes);
+            return self.children(own_path.truncated(fork), None, Some(found), changes);
         }
-        if row.blinded {
-            let hash = RlpNode::from_raw(row.references()).and_then(|reference| reference.as_hash());
-            let key = Box::new(NodeKey::new(self.source.trie(), *own_path));
+        if stored.blinded {
+            let hash = RlpNode::from_raw(stored.references(self.pool())).and_then(|reference| reference.as_hash());
+            let key = Box::new(NodeKey::new(self.source.trie(), own_path.to_nibbles()));
             return Err(FoldError::Blinded { key, hash: hash.unwrap_or_default() });
         }
-        let (own_path, row) = found;
-        self.children(own_path, Some(row), None, changes)
+        let (own_path, stored) = found;
+        self.children(own_path, Some(stored), None, changes)
     }
 
     /// Shares changes out to the children of the branch at `own_path`, and puts together what comes back.
     fn children(
         &mut self,
-        own_path: Nibbles,
-        row: Option<StoredRow>,
+        own_path: Path,
+        stored: Option<Stored>,
         mut displaced: Option<Found>,
         changes: Changes<'_, S>,
     ) -> FoldResult<Node, S> {
         let depth = own_path.len();
-        let masks = row.as_ref().map_or_else(Masks::default, |row| row.masks);
+        let pool = self.pool();
         let groups = changes.chunk_by(|a, b| nibble_at(&a.key, depth) == nibble_at(&b.key, depth));
         let mut jobs = groups.map(|group| {
             let nibble = nibble_at(&group[0].key, depth);
-            let start = match displaced.take_if(|(path, _)| path.get_unchecked(depth) == nibble) {
+            let start = match displaced.take_if(|(path, _)| path.nibble(depth) == nibble) {
                 Some(found) => Start::Displaced(found),
-                None => Start::Child(masks.kind(nibble)),
+                None => match &stored {
+                    Some(stored) => Start::Child(stored.masks.kind(nibble), stored.link(pool, nibble)),
+                    None => Start::Child(ChildKind::Empty, NodeRef::UNLOADED),
+                },
             };
             (nibble, start, group)
         });
@@ -272,143 +348,229 @@ impl<'a, S: TrieSource> Descent<'a, S> {
         let at_top = std::mem::take(&mut self.at_top);
         if at_top && self.options.parallel && changes.len() >= self.options.split_leaves {
             let jobs = jobs.collect();
-            self.run_parallel(&own_path, jobs)?;
+            self.run_parallel(depth, jobs)?;
         } else {
+            let in_sight = changes.len() <= SIGHT;
             jobs.try_for_each(|(nibble, start, group)| {
-                let node = self.run(&own_path, nibble, start, group)?;
+                if let Start::Child(ChildKind::Branch, at) = start
+                    && !in_sight
+                    && (2..=SIGHT).contains(&group.len())
+                {
+                    self.look_ahead(depth + 1, at, group);
+                }
+                let node = self.run(depth + 1, start, group)?;
                 self.changed.push((nibble, node));
                 Ok(())
             })?;
         }
-        if let Some((path, row)) = displaced {
-            let nibble = path.get_unchecked(depth);
-            let node = self.arena.add_branch(path, Some(row), std::iter::empty());
+        if let Some((path, stored)) = displaced {
+            let nibble = path.nibble(depth);
+            let node = self.arena.add_branch(path, Some(stored), std::iter::empty());
             self.changed.push((nibble, node));
             self.changed[first..].sort_unstable_by_key(|(nibble, _)| *nibble);
         }
-        let node = self.assemble(own_path, row, first);
+        let node = self.assemble(own_path, stored, first);
         self.changed.truncate(first);
         node
     }
 
-    fn run(&mut self, own_path: &Nibbles, nibble: u8, start: Start, changes: Changes<'_, S>) -> FoldResult<Node, S> {
-        match start {
-            Start::Child(kind) => self.slot(&child_slot(own_path, nibble), kind, changes),
-            Start::Displaced(found) => self.branch(own_path.len() + 1, found, changes),
+    /// Brings the nodes on the way of a group of changes near, all ways one step at a time, so that the waits for
+    /// memory overlap.
+    fn look_ahead(&mut self, depth: usize, at: NodeRef, changes: Changes<'_, S>) {
+        let pool = self.pool();
+        let ways = &mut self.ways;
+        ways.clear();
+        ways.extend(changes.iter().enumerate().map(|(change, _)| Way {
+            change: change as u32,
+            at,
+            depth: depth as u8,
+        }));
+        while !ways.is_empty() {
+            ways.retain_mut(|way| {
+                let Some(loaded) = way.at.loaded() else { return false };
+                let view = pool.node(loaded);
+                let depth = usize::from(way.depth) + view.extension_length();
+                if depth >= 64 {
+                    return false;
+                }
+                way.at = view.branch_link(nibble_at(&changes[way.change as usize].key, depth));
+                way.depth = depth as u8 + 1;
+                pool.prefetch(way.at, 2);
+                way.at.loaded().is_some()
+            });
         }
     }
 
-    fn run_parallel(&mut self, own_path: &Nibbles, jobs: Vec<(u8, Start, Changes<'_, S>)>) -> FoldResult<(), S> {
-        let options = self.options;
-        let results: Vec<_> = jobs
+    fn run(&mut self, slot_depth: usize, start: Start, changes: Changes<'_, S>) -> FoldResult<Node, S> {
+        match start {
+            Start::Child(kind, at) => self.slot(slot_depth, kind, at, changes),
+            Start::Displaced(found) => self.branch(slot_depth, found, changes),
+        }
+    }
+
+    /// Folds and hashes a topmost branch's children on several threads.
+    fn run_parallel(&mut self, depth: usize, jobs: Vec<Job<'_, S>>) -> FoldResult<(), S> {
+        let (forest, frame, options, source) = (self.forest, self.frame, self.options, &self.source);
+        let results: Vec<FoldResult<Part<S::Value>, S>> = share_out::<S>(jobs)
             .into_par_iter()
             .with_max_len(1)
-            .map_with(self.source.clone(), |source, (nibble, start, group)| {
-                let mut descent = Descent::new(source.clone(), options);
-                let node = descent.run(own_path, nibble, start, group)?;
-                Ok((nibble, node, descent.arena))
+            .map(|jobs| {
+                let mut descent = Descent::new(source.clone(), forest, frame, options);
+                let mut children = Vec::with_capacity(jobs.len());
+                for (nibble, start, group) in jobs {
+                    let node = descent.run(depth + 1, start, group)?;
+                    descent.arena.settle(node, depth + 1);
+                    children.push((nibble, node));
+                }
+                let Descent { mut arena, mut lists, .. } = descent;
+                levels::hash(&mut arena, &mut forest.writer(), frame, &mut lists);
+                let children = children.into_iter().map(|(nibble, node)| (nibble, arena.to_ready(node))).collect();
+                Ok(Part { children, lists, gone: arena.gone })
             })
             .collect();
         // Of several failures the first in key order is reported, as a serial fold would.
+        let mut failure = None;
         for result in results {
-            let (nibble, node, arena) = result?;
-            let node = self.arena.absorb(arena).node(node);
-            self.changed.push((nibble, node));
+            match result {
+                Ok(part) => {
+                    for (nibble, ready) in part.children {
+                        let node = ready.map_or(Node::Empty, |ready| self.arena.add_ready(ready));
+                        self.changed.push((nibble, node));
+                    }
+                    self.lists.append(part.lists);
+                    self.arena.gone.extend(part.gone);
+                }
+                Err(error) => failure = failure.or(Some(error)),
+            }
         }
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
 
     /// Puts changed children, those from `first` on, into their branch. With fewer than two children left there is no
     /// branch.
-    fn assemble(&mut self, own_path: Nibbles, row: Option<StoredRow>, first: usize) -> FoldResult<Node, S> {
+    fn assemble(&mut self, own_path: Path, stored: Option<Stored>, first: usize) -> FoldResult<Node, S> {
         let changed = &self.changed[first..];
-        let mut kept = row.as_ref().map_or_else(Masks::default, |row| row.masks);
+        let mut kept = stored.as_ref().map_or_else(Masks::default, |stored| stored.masks);
         changed.iter().for_each(|(nibble, _)| kept.clear(1 << nibble));
         let mut left = changed.iter().map(|(_, node)| *node).filter(|node| *node != Node::Empty);
         let (sole, others) = (left.next().unwrap_or_default(), left.count());
         let nodes = if sole == Node::Empty { 0 } else { 1 + others };
         if kept.len() + nodes >= 2 {
-            return Ok(self.arena.add_branch(own_path, row, changed.iter().copied()));
+            return Ok(self.arena.add_branch(own_path, stored, changed.iter().copied()));
         }
-        if let Some(row) = row {
-            self.arena.forget(own_path.slice(..usize::from(row.slot_depth)));
+        let mut at = NodeRef::UNLOADED;
+        if let Some(stored) = stored {
+            self.arena.forget(own_path.truncated(usize::from(stored.slot_depth)));
+            at = kept.first().map_or(at, |nibble| stored.link(self.pool(), nibble));
         }
         match kept.first() {
-            Some(nibble) => self.rise(&child_slot(&own_path, nibble), kept.kind(nibble)),
-            None => Ok(sole),
+            Some(nibble) => self.rise(&own_path.child(nibble), kept.kind(nibble), at),
+            None => {
+                let (node, in_vain) = self.arena.take_up(sole, self.forest.pool());
+                self.lists.replaced.extend(in_vain);
+                Ok(node)
+            }
         }
     }
 
-    /// Reads a child that was not touched, but is the last one of its parent and takes its place.
-    fn rise(&mut self, slot: &Nibbles, kind: ChildKind) -> FoldResult<Node, S> {
+    /// Takes up a child that was not touched, but is the last one of its parent and takes its place.
+    fn rise(&mut self, slot: &Path, kind: ChildKind, at: NodeRef) -> FoldResult<Node, S> {
         if kind != ChildKind::Leaf {
-            if let Some((own_path, row)) = self.read_branch(slot)? {
-                return Ok(self.arena.add_branch(own_path, Some(row), std::iter::empty()));
+            if let Some((own_path, stored)) = self.find(|| *slot, at)? {
+                return Ok(self.arena.add_branch(own_path, Some(stored), std::iter::empty()));
             }
             if kind == ChildKind::Branch {
                 return self.corrupt(slot, Corruption::MissingRow);
             }
         }
         let (key, value) = self.read_leaf(slot)?;
-        Ok(self.arena.add_leaf(key, value))
+        Ok(self.arena.add_leaf(key, value, at))
     }
 
-    /// The branch filed under `slot`, with its own path.
-    fn read_branch(&mut self, slot: &Nibbles) -> FoldResult<Option<Found>, S> {
-        let Some(bytes) = self.source.row(slot).map_err(FoldError::Read)? else { return Ok(None) };
+    /// The branch filed under a slot path, with its own path: in memory if it is loaded, else as its row.
+    fn find(&mut self, slot: impl Fn() -> Path, at: NodeRef) -> FoldResult<Option<Found>, S> {
+        let Some(loaded) = at.loaded() else { return self.read_branch(slot()) };
+        let view = self.pool().node(loaded);
+        let slot = slot();
+        let stored = Stored {
+            place: Place::Loaded(loaded),
+            masks: view.masks(),
+            references_at: view.references_at() as u8,
+            slot_depth: slot.len() as u8,
+            blinded: view.is_blinded(),
+        };
+        self.lists.replaced.push(loaded);
+        Ok(Some((slot.join(&view.extension()), stored)))
+    }
+
+    /// The branch whose row is filed under `slot`, with its own path.
+    fn read_branch(&mut self, slot: Path) -> FoldResult<Option<Found>, S> {
+        let Some(bytes) = self.source.row(&slot.to_nibbles()).map_err(FoldError::Read)? else { return Ok(None) };
         let head = match RowHead::decode(&bytes, slot.len()) {
             Ok(head) => head,
-            Err(malformed) => return self.corrupt(slot, Corruption::MalformedRow(malformed)),
+            Err(malformed) => return self.corrupt(&slot, Corruption::MalformedRow(malformed)),
         };
         let RowHead { extension, masks, references_at, blinded } = head;
-        let row = StoredRow { bytes, masks, references_at, slot_depth: slot.len() as u8, blinded };
-        if slot.is_empty()
+        let stored = Stored { place: Place::Read(bytes), masks, references_at, slot_depth: slot.len() as u8, blinded };
+        if slot.len() == 0
             && let Some(expected) = self.root_to_check
         {
-            let got = root_of_row(&extension, &row);
+            let got = root_of_row(&extension, &stored, self.pool());
             if got != expected {
-                return self.corrupt(slot, Corruption::RootMismatch { got, expected });
+                return self.corrupt(&slot, Corruption::RootMismatch { got, expected });
             }
         }
-        let own_path = if extension.is_empty() { *slot } else { slot.join(&extension) };
-        Ok(Some((own_path, row)))
+        Ok(Some((slot.join(&extension), stored)))
     }
 
     /// The one leaf below `slot`.
-    fn read_leaf(&self, slot: &Nibbles) -> FoldResult<(B256, S::Value), S> {
-        let leaf = self.source.first_leaf(&first_key_below(slot)).map_err(FoldError::Read)?;
-        match leaf.filter(|(key, _)| key_is_below(key, slot)) {
+    fn read_leaf(&self, slot: &Path) -> FoldResult<(B256, S::Value), S> {
+        let leaf = self.source.first_leaf(slot.first_key()).map_err(FoldError::Read)?;
+        match leaf.filter(|(key, _)| slot.covers(key)) {
             Some(leaf) => Ok(leaf),
             None => self.corrupt(slot, Corruption::LeafMissing),
         }
     }
 }
 
+/// Cuts jobs into runs of about as many changes each, a few for each thread: what a run holds is hashed together.
+fn share_out<S: TrieSource>(jobs: Vec<Job<'_, S>>) -> Vec<Vec<Job<'_, S>>> {
+    let changes: usize = jobs.iter().map(|(.., group)| group.len()).sum();
+    let share = changes.div_ceil(PARTS_PER_THREAD * rayon::current_num_threads());
+    let mut parts = Vec::new();
+    let (mut part, mut filled) = (Vec::new(), 0);
+    for job in jobs {
+        filled += job.2.len();
+        part.push(job);
+        if filled >= share {
+            parts.push(std::mem::take(&mut part));
+            filled = 0;
+        }
+    }
+    if !part.is_empty() {
+        parts.push(part);
+    }
+    parts
+}
+
 /// The root of the trie whose topmost row is this.
-fn root_of_row(extension: &Nibbles, row: &StoredRow) -> B256 {
-    let references = row.references();
-    if !row.blinded {
-        return root_hash(&BranchNode { state_mask: row.masks.state, references }.reference_behind(extension));
+fn root_of_row(extension: &Nibbles, stored: &Stored, pool: &Pool) -> B256 {
+    let references = stored.references(pool);
+    if !stored.blinded {
+        return root_hash(&BranchNode { state_mask: stored.masks.state, references }.reference_behind(extension));
     }
     let branch = RlpNode::from_raw(references).unwrap_or_default();
     root_hash(&if extension.is_empty() { branch } else { extension_reference(extension, &branch) })
 }
 
-/// The slot path of a branch's child.
-fn child_slot(own_path: &Nibbles, nibble: u8) -> Nibbles {
-    let mut slot = *own_path;
-    slot.push(nibble);
-    slot
-}
-
 /// The depth at which the first change leaves the way to the branch at `own_path`, or that branch's depth. Since
 /// changes are sorted, the first or the last one is it.
-fn fork_depth<V>(own_path: &Nibbles, slot_depth: usize, changes: &[LeafChange<V>]) -> usize {
+fn fork_depth<V>(own_path: &Path, slot_depth: usize, changes: &[Change<V>]) -> usize {
     if own_path.len() == slot_depth {
         return slot_depth;
     }
-    let shared = |change: Option<&LeafChange<V>>| {
-        change.map_or(own_path.len(), |change| own_path.common_prefix_length(&Nibbles::unpack_array(&change.key.0)))
+    let shared = |change: Option<&Change<V>>| {
+        change.map_or(own_path.len(), |change| shared_nibbles(own_path.first_key(), &change.key).min(own_path.len()))
     };
     shared(changes.first()).min(shared(changes.last()))
 }

@@ -34,16 +34,17 @@ fn run(seed: u64) {
 
         let outcome = fold_every_way(&committed.snapshot().unwrap(), &state);
         let overlay = Overlay::new(layered.snapshot().unwrap(), layers.clone()).unwrap();
-        assert_eq!(fold_every_way(&overlay, &state), outcome, "layers and commits agree at block {number}");
+        let over_layers = fold_every_way(&overlay, &state);
+        assert_eq!(over_layers, outcome, "layers and commits agree at block {number}");
 
         assert_eq!(outcome.computed_state_root, state_root(&model), "block {number}");
         check_diff(&outcome, &before, &model);
         apply_updates(&mut rows, &outcome);
         assert_eq!(rows, rows_of(&model), "rows after block {number} are those of a fresh load");
 
-        let layer = layer(outcome, block(number - 1), block(number));
+        let layer = self::layer(outcome, block(number - 1), block(number));
         committed.commit(&layer.to_batch()).unwrap();
-        layers.push(layer);
+        layers.push(self::layer(over_layers, block(number - 1), block(number)));
     }
 }
 

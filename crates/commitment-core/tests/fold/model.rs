@@ -154,8 +154,8 @@ pub(crate) fn fold_every_way<R: TrieReader>(reader: &R, state: &HashedPostState)
 
 /// Applies updates to rows, each of which must be a change.
 pub(crate) fn apply_updates(rows: &mut RowMap, outcome: &FoldOutcome) {
-    assert!(outcome.updates.nodes.is_sorted_by(|a, b| a.0 < b.0), "updates are strictly sorted");
-    for (key, row) in &outcome.updates.nodes {
+    assert!(outcome.updates().nodes.is_sorted_by(|a, b| a.0 < b.0), "updates are strictly sorted");
+    for (key, row) in &outcome.updates().nodes {
         let before = match row {
             Some(row) => rows.insert(*key, row.clone()),
             None => rows.remove(key),
@@ -202,5 +202,5 @@ pub(crate) fn check_diff(outcome: &FoldOutcome, before: &Model, after: &Model) {
 /// The outcome as a layer.
 pub(crate) fn layer(outcome: FoldOutcome, parent: BlockNumHash, block: BlockNumHash) -> Arc<Layer> {
     let anchor = StateAnchor { block, state_root: outcome.computed_state_root };
-    Arc::new(Layer { parent, anchor, diff: outcome.diff, updates: outcome.updates, bal: None })
+    Arc::new(Layer { parent, anchor, diff: outcome.diff, tries: outcome.tries, bal: None })
 }

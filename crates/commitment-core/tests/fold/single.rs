@@ -65,7 +65,7 @@ impl<V: LeafValue + PartialEq> MapTrie<V> {
         let changes: Vec<_> = batch
             .iter()
             .map(|(key, new)| LeafChange { key: *key, existed: self.leaves.contains_key(key), new: new.clone() })
-            .filter(|change| change.existed || change.new.is_some())
+            .filter(|change| self.leaves.get(&change.key) != change.new.as_ref())
             .collect();
         let mut folds = [FoldOptions::FORCED_PARALLEL, FoldOptions::default(), FoldOptions::SERIAL].map(|options| {
             *self.reads.lock().unwrap() = Reads::default();

@@ -41,7 +41,7 @@ fn chain(seed: u64) -> (Chain, StdRng) {
         let state = random_block(&mut rng, &model, shape, 12);
         apply(&mut model, &state);
         let outcome = fold_every_way(&chain.store.snapshot().unwrap(), &state);
-        chain.seen.extend(outcome.updates.nodes.iter().map(|(key, _)| *key));
+        chain.seen.extend(outcome.updates().nodes.iter().map(|(key, _)| *key));
         chain.store.commit(&layer(outcome, block(number - 1), block(number)).to_batch()).unwrap();
         chain.models.push(model);
     }

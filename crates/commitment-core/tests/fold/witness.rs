@@ -430,7 +430,7 @@ fn state_differences_of_real_blocks_lead_to_the_header_state_root() {
         let child = Overlay::new(witness, vec![layer]).unwrap();
         let same = fold_every_way(&child, &state);
         assert_eq!(same.computed_state_root, file.state_root);
-        assert!(same.diff.accounts.is_empty() && same.updates.nodes.is_empty());
+        assert!(same.diff.accounts.is_empty() && same.updates().nodes.is_empty());
         blocks += 1;
     }
     assert!(blocks >= 2, "{blocks} blocks with differences");

@@ -64,7 +64,7 @@ impl<S: TrieStore> Calculator<S> {
         match result {
             Ok(snapshot) => {
                 Counters::add(&self.counters.commits);
-                self.tree.base = Warm::new(snapshot);
+                self.tree.base = Warm::new(snapshot, layer.tries.clone());
                 if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) {
                     committed.durability = Durability::Durable;
                 }

@@ -37,7 +37,7 @@ impl<S: TrieStore> Calculator<S> {
             parent: entry.parent,
             anchor: StateAnchor { block, state_root: outcome.computed_state_root },
             diff: outcome.diff,
-            updates: outcome.updates,
+            tries: outcome.tries,
             bal,
         });
         let verdict = Arc::new(ValidBlock {

@@ -106,11 +106,6 @@ impl<'a> Cursor<'a> {
         self.rest.is_empty()
     }
 
-    /// Leaves nothing to be read.
-    pub(crate) const fn clear(&mut self) {
-        self.rest = &[];
-    }
-
     /// Refuses what is left.
     pub(crate) const fn finish(&self) -> Result<(), RlpError> {
         if self.rest.is_empty() { Ok(()) } else { Err(self.fault(RlpFault::Trailing { got: self.rest.len() })) }

@@ -247,7 +247,7 @@ impl<S: TrieStore> Calculator<S> {
         self.pool.spawn(&self.answers, &Arc::clone(&shared), move || {
             let begin = Instant::now();
             let attempt = shared.attempt;
-            let prepared = jobs::prepare(&raw, &shared.facts);
+            let prepared = jobs::prepare(raw, &shared.facts);
             let took = begin.elapsed();
             let Prepared::Good(good) = &prepared else {
                 return Some(JobMessage::Prepared { attempt, prepared, took });
@@ -256,7 +256,7 @@ impl<S: TrieStore> Calculator<S> {
             let good = Arc::clone(good);
             let answered = answers.send(JobMessage::Prepared { attempt, prepared, took });
             if warm_up && answered.is_ok() {
-                jobs::warm_up(&good.bal, &base, || shared.gate.token().is_cancelled());
+                jobs::warm_up(good.keys(), &base, || shared.gate.token().is_cancelled());
             }
             None
         });

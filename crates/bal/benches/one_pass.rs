@@ -6,7 +6,10 @@
 //!    the median contract, 300 in the largest; 7 % end zero), 980 only read, 230 nonces; or sixteen times as much.
 //! 2. Each iteration takes the next of several lists. On a noisy machine the `fastest` column is the one to compare.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
 
 use alloy_eip7928::BlockAccessList;
 use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
@@ -39,7 +42,30 @@ fn main() {
             bal.keys().slot_count() - written,
         );
     }
+    for size in SIZES {
+        side_by_side(size);
+    }
     divan::main();
+}
+
+/// Both sides in turn, with the hash of the list's bytes taken off: what decoding, rules and hashed keys take.
+fn side_by_side(size: usize) {
+    let (mut whole, mut list_hash, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    for raw in lists(size).iter().cycle().take(2_000 / size) {
+        let time = |work: &dyn Fn()| {
+            let begin = Instant::now();
+            work();
+            begin.elapsed()
+        };
+        whole.push(time(&|| drop(black_box(Bal::decode_checked(raw.clone(), None, &limits(size))))));
+        list_hash.push(time(&|| _ = black_box(bal_hash(raw))));
+        theirs.push(time(&|| drop(black_box(alloy(raw)))));
+    }
+    [&mut whole, &mut list_hash, &mut theirs].into_iter().for_each(|times| times.sort());
+    let less_hash = |at: usize| whole[at].saturating_sub(list_hash[at]);
+    let median = whole.len() / 2;
+    println!("{size}: one pass: median {:?}, min {:?}", less_hash(median), less_hash(0));
+    println!("{size}:    alloy: median {:?}, min {:?}", theirs[median], theirs[0]);
 }
 
 fn limits(size: usize) -> BalLimits {
@@ -128,7 +154,7 @@ fn each_list<T>(bencher: Bencher<'_, '_>, size: usize, work: impl Fn(&Bytes) -> 
     bencher.bench_local(|| next.next().map(|raw| work(black_box(raw))));
 }
 
-/// One pass, without the hash of the raw bytes: what the other side does is in it, and more.
+/// With the hash of the list's bytes.
 #[divan::bench(args = SIZES)]
 fn one_pass(bencher: Bencher<'_, '_>, size: usize) {
     each_list(bencher, size, |raw| Bal::decode_checked(raw.clone(), None, &limits(size)).is_ok());
@@ -150,7 +176,8 @@ fn alloy(raw: &[u8]) -> (BlockAccessList, Vec<B256>) {
     let mut hashes = Vec::new();
     for account in &list {
         hashes.push(keccak256(account.address));
-        let slots = account.storage_changes.iter().map(|changes| changes.slot).chain(account.storage_reads.clone());
+        let written = account.storage_changes.iter().map(|changes| changes.slot);
+        let slots = written.chain(account.storage_reads.iter().copied());
         hashes.extend(slots.map(|slot| keccak256(slot.to_be_bytes::<32>())));
     }
     (list, hashes)

@@ -67,7 +67,7 @@ impl Bal {
             Some(expected) => check_hash(&raw, expected)?,
             None => bal_hash(&raw),
         };
-        let mut flat = Flat::new(*limits);
+        let mut flat = Flat::new(*limits, raw.len());
         walk(&raw, &mut flat)?;
         let Flat { addresses, slots, ranges, fields, values, .. } = flat;
         let keys = ListedKeys::new(addresses, slots, ranges);

@@ -57,14 +57,16 @@ pub(crate) struct Flat<'a> {
 }
 
 impl Flat<'_> {
-    pub(crate) const fn new(limits: BalLimits) -> Self {
+    /// Tables for a list of `raw_len` bytes, with room for what a list of this size has on mainnet.
+    pub(crate) fn new(limits: BalLimits, raw_len: usize) -> Self {
+        let accounts = raw_len / 160;
         Self {
             rules: Rules::new(limits),
-            addresses: Vec::new(),
-            fields: Vec::new(),
-            ranges: Vec::new(),
-            slots: Vec::new(),
-            values: Vec::new(),
+            addresses: Vec::with_capacity(accounts),
+            fields: Vec::with_capacity(accounts),
+            ranges: Vec::with_capacity(accounts),
+            slots: Vec::with_capacity(raw_len / 56),
+            values: Vec::with_capacity(raw_len / 128),
             current: FinalFields { nonce: None, balance: None, code: None },
             range: SlotRange { start: 0, written_end: 0, end: 0 },
             value: U256::ZERO,

@@ -19,6 +19,7 @@ use foldgate_bal::{
     AccountChanges, Bal, BalLimits, BalanceChange, BlockAccessIndex, CodeChange, NonceChange, SlotChanges,
     StorageChange, bal_hash, decode, encode,
 };
+use foldgate_core::keys::{hash_address, hash_slot};
 use foldgate_keccak::Kernel;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
@@ -213,8 +214,8 @@ fn hash_keys_one_by_one(bencher: Bencher<'_, '_>, size: usize) {
     let touched = touched(&list);
     bencher.bench_local(|| {
         for (address, slots) in &touched {
-            black_box(keccak256(address));
-            slots.iter().for_each(|slot| _ = black_box(keccak256(slot.to_be_bytes::<32>())));
+            black_box(hash_address(address));
+            slots.iter().for_each(|slot| _ = black_box(hash_slot(slot)));
         }
     });
 }

@@ -252,6 +252,8 @@ impl<S: TrieStore> Calculator<S> {
             let Prepared::Good(good) = &prepared else {
                 return Some(JobMessage::Prepared { attempt, prepared, took });
             };
+            // An attempt is prepared once, so nothing is there yet.
+            let _first = shared.listed.set(Arc::clone(good));
             // The answer goes first: neither the fold nor the judgement waits for the warm-up.
             let good = Arc::clone(good);
             let answered = answers.send(JobMessage::Prepared { attempt, prepared, took });

@@ -2,9 +2,9 @@
 //!
 //! Invariants, of tables that a whole walk has filled:
 //! 1. The list keeps every rule ([`Rules`]).
-//! 2. A slot's ranges lie one after the other and cover `slots`; so do those of `values`, one for each written slot.
+//! 2. The accounts' ranges lie one after the other and cover `slots`; `values` has one for each written slot, in order.
 //! 3. A value is that of the highest index: indices ascend, so it is the last one.
-//! 4. At most one account is kept beyond the limits of the block: what is sure to be refused is not stored.
+//! 4. Memory is taken for what the block's limits allow: of an account that is sure to be refused nothing more is stored.
 
 use alloy_eip7928::BlockAccessIndex;
 use alloy_primitives::{Address, U256};

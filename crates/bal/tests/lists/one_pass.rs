@@ -102,6 +102,20 @@ proptest! {
         check(&grafted(&encode(&list), &grafts).into(), &limits)?;
     }
 
+    /// Several rules broken at once, mostly in one account: the lowest is named.
+    #[test]
+    fn the_lowest_broken_rule_is_named(
+        mut list in ordered_list().prop_filter("an account to break", |list| !list.is_empty()),
+        at in any::<Index>(),
+        breaks in vec(0usize..10, 1..4),
+        tx_count in 0u64..8,
+        gas_limit in prop_oneof![1 => 0u64..40_000, 4 => Just(u64::MAX)],
+    ) {
+        let at = at.index(list.len());
+        breaks.iter().for_each(|rule| break_rule(&mut list, at, *rule));
+        check(&encode(&list), &BalLimits::new(tx_count, gas_limit).with_max_code_size(40))?;
+    }
+
     /// A list leads where the same block's writes lead, transaction by transaction.
     #[test]
     fn a_list_and_the_writes_of_its_block_are_one_state(list in ordered_list()) {
@@ -117,6 +131,23 @@ proptest! {
         let mut at_once = HashedPostState::new(EmptyAccounts::Remove);
         at_once.apply_writes(&writes(&list, None), &mut hasher);
         prop_assert_eq!(&**bal.post_state(), &at_once);
+    }
+}
+
+fn break_rule(list: &mut [foldgate_bal::AccountChanges], at: usize, rule: usize) {
+    let other = (at + 1) % list.len();
+    let account = &mut list[at];
+    match rule {
+        0 => account.storage_changes.reverse(),
+        1 => account.storage_reads.reverse(),
+        2 => account.storage_reads.extend(account.storage_reads.first().copied()),
+        3 => account.storage_reads.extend(account.storage_changes.iter().map(|changes| changes.slot)),
+        4 => account.storage_changes.iter_mut().take(1).for_each(|slot| slot.changes.clear()),
+        5 => account.storage_changes.iter_mut().for_each(|slot| slot.changes.reverse()),
+        6 => account.balance_changes.reverse(),
+        7 => account.nonce_changes.reverse(),
+        8 => account.code_changes.reverse(),
+        _ => list.swap(at, other),
     }
 }
 

@@ -21,6 +21,6 @@ demo *arguments:
 foldgate *arguments:
     cargo run --release --package foldgate-cli --features mdbx -- {{arguments}}
 
-# Benchmarks of the hash kernels and of the fold.
+# Benchmarks of the hash kernels, of the fold and of access lists.
 bench:
-    cargo bench -p foldgate-keccak -p foldgate-core
+    cargo bench -p foldgate-keccak -p foldgate-core -p foldgate-bal

@@ -1,9 +1,12 @@
 //! Random histories of blocks through resolution, fold, commit and unwinding, on every backend: roots and leaves are the
 //! oracle's, nodes are those of a fresh load, in whatever way a state was reached.
 
+use std::sync::Arc;
+
 use alloy_primitives::B256;
 use foldgate::{
     MemoryStore, TrieReader, TrieStore,
+    bal::{Bal, BalLimits},
     core::{
         EmptyAccounts, HashedPostState, KeyHasher, Layer, resolve,
         trie::{FoldOptions, bulk::StateLoad, fold},
@@ -28,13 +31,14 @@ const SIZES: [SimSize; 3] = [
 /// Folds a block onto the store's tip, from its list or from its writes, and commits it.
 fn advance<S: TrieStore>(store: &S, block: &SimBlock, from_list: bool, options: &FoldOptions) {
     let parent = store.snapshot().unwrap();
-    let mut hasher = KeyHasher::default();
     let state = if from_list {
-        foldgate::bal::Bal::decode(block.raw.clone()).unwrap().to_post_state(None, &mut hasher)
+        let limits = BalLimits::from(&block.facts);
+        let list = Bal::decode_checked(block.raw.clone(), Some(block.bal_hash), &limits).unwrap();
+        Arc::clone(list.post_state())
     } else {
-        let mut state = HashedPostState::new(EmptyAccounts::Keep);
+        let (mut state, mut hasher) = (HashedPostState::new(EmptyAccounts::Keep), KeyHasher::default());
         block.writes.iter().for_each(|(_, writes)| state.apply_writes(writes, &mut hasher));
-        state
+        Arc::new(state)
     };
     let changes = resolve(&state, &parent).unwrap();
     let outcome = fold(&parent, changes, options).unwrap();

@@ -1,4 +1,4 @@
-//! Raw bytes become the types of `alloy-eip7928`, account by account, in canonical RLP or not at all.
+//! Raw bytes are walked over in canonical RLP or not at all; the walk may build the types of `alloy-eip7928`.
 //!
 //! The decoders that `alloy-eip7928` derives accept the same bytes but for three things: they take indices up to 64 bits,
 //! leave bytes after the list to the caller, and do not say where a fault is. The tests hold the two against each other.
@@ -6,8 +6,8 @@
 //! Invariants:
 //! 1. What is accepted re-encodes to the same bytes ([`crate::encode`]).
 //! 2. The depth is that of the format: there is no recursion to exhaust the stack with.
-//! 3. Memory is taken for items that were read, never for items that were announced: at most 32 times the input (a slot
-//!    of one byte becomes 32), and only for one account at a time where [`Accounts`] is driven by a validator.
+//! 3. The walk takes no memory, and its visitors take it for items that were read, never for items that were announced:
+//!    [`decode`] at most 32 times the input (a slot of one byte becomes 32).
 
 use core::fmt;
 
@@ -15,11 +15,12 @@ use alloy_eip7928::{
     AccountChanges, BalanceChange, BlockAccessIndex, BlockAccessList, CodeChange, NonceChange, SlotChanges,
     StorageChange,
 };
-use alloy_primitives::{Address, Bytes};
+use alloy_primitives::{Address, Bytes, U256};
 
 use crate::{
     field::BalField,
     rlp::{Cursor, RlpError, RlpFault},
+    visit::Visit,
 };
 
 /// Why raw bytes are not a list in canonical RLP.
@@ -39,10 +40,18 @@ pub struct DecodeError {
     pub fault: RlpFault,
 }
 
+#[derive(Debug, Clone, Copy, Default)]
 struct Place {
     account: Option<usize>,
     address: Option<Address>,
     field: Option<BalField>,
+}
+
+impl Place {
+    const fn fault(self, RlpError { offset, fault }: RlpError) -> DecodeError {
+        let Self { account, address, field } = self;
+        DecodeError { offset, account, address, field, fault }
+    }
 }
 
 impl fmt::Display for Place {
@@ -60,111 +69,99 @@ impl fmt::Display for Place {
     }
 }
 
-/// Decodes a whole list.
+/// Decodes a whole list. The rules are not checked: see [`crate::validate`].
 ///
 /// # Errors
 /// [`DecodeError`] at the first item that is not canonical RLP of the list's shape.
 pub fn decode(raw: &[u8]) -> Result<BlockAccessList, DecodeError> {
-    Accounts::new(raw)?.collect()
+    let mut builder = Builder::default();
+    walk(raw, &mut builder)?;
+    Ok(builder.accounts)
 }
 
-/// The accounts of an encoded list, decoded one by one. After an error it ends.
-#[derive(Debug, Clone)]
-pub struct Accounts<'a> {
-    list: Cursor<'a>,
-    position: usize,
-}
-
-impl<'a> Accounts<'a> {
-    /// Begins to decode `raw`, which must be one RLP list and nothing after it.
-    ///
-    /// # Errors
-    /// [`DecodeError`] if it is not; the accounts are looked at later.
-    pub fn new(raw: &'a [u8]) -> Result<Self, DecodeError> {
-        let mut outer = Cursor::new(raw);
-        let list = outer.list().and_then(|list| outer.finish().map(|()| list));
-        let list = list.map_err(|RlpError { offset, fault }| DecodeError {
-            offset,
-            account: None,
-            address: None,
-            field: None,
-            fault,
-        })?;
-        Ok(Self { list, position: 0 })
+/// Takes a visitor through `raw`, which must be one list and nothing after it, without taking memory.
+///
+/// # Errors
+/// [`DecodeError`] at the first item that is not canonical RLP of the list's shape, or the visitor's error at the end of
+/// an account, whichever comes first.
+pub(crate) fn walk<'a, V>(raw: &'a [u8], visitor: &mut V) -> Result<(), V::Error>
+where
+    V: Visit<'a, Error: From<DecodeError>>,
+{
+    let mut outer = Cursor::new(raw);
+    let list = outer.list().and_then(|list| outer.finish().map(|()| list));
+    let mut list = list.map_err(|error| Place::default().fault(error))?;
+    let mut position = 0;
+    while !list.is_empty() {
+        let mut place = Place { account: Some(position), ..Place::default() };
+        walk_account(&mut list, visitor, &mut place).map_err(|error| place.fault(error))?;
+        visitor.account_end()?;
+        position += 1;
     }
+    Ok(())
 }
 
-impl Iterator for Accounts<'_> {
-    type Item = Result<AccountChanges, DecodeError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.list.is_empty() {
-            return None;
-        }
-        let mut account = AccountChanges::default();
-        let mut place = Place { account: Some(self.position), address: None, field: None };
-        self.position += 1;
-        Some(match decode_account(&mut self.list, &mut account, &mut place) {
-            Ok(()) => Ok(account),
-            Err(RlpError { offset, fault }) => {
-                self.list.clear();
-                let Place { account, address, field } = place;
-                Err(DecodeError { offset, account, address, field, fault })
-            }
-        })
-    }
-}
-
-/// Decodes one entry; `place` follows, so that it says where an error arose.
-fn decode_account(list: &mut Cursor<'_>, account: &mut AccountChanges, place: &mut Place) -> Result<(), RlpError> {
+/// Walks over one entry; `place` follows, so that it says where an error arose.
+fn walk_account<'a, V: Visit<'a>>(list: &mut Cursor<'a>, visitor: &mut V, place: &mut Place) -> Result<(), RlpError> {
     let mut entry = list.list()?;
     place.field = Some(BalField::Address);
-    account.address = entry.address()?;
-    place.address = Some(account.address);
+    let address = entry.address()?;
+    visitor.account(address);
+    place.address = Some(address);
     place.field = Some(BalField::StorageChanges);
-    account.storage_changes = each(&mut entry, |slot| {
+    each(&mut entry, |slot| {
         let mut pair = slot.list()?;
-        let changes = SlotChanges {
-            slot: pair.u256()?,
-            changes: each(&mut pair, |change| {
-                indexed(change, Cursor::u256).map(|(index, value)| StorageChange::new(index, value))
-            })?,
-        };
-        pair.finish()?;
-        Ok(changes)
+        visitor.written_slot(pair.u256()?);
+        each(&mut pair, |change| {
+            let (index, value) = indexed(change, Cursor::u256)?;
+            visitor.slot_change(index, value);
+            Ok(())
+        })?;
+        visitor.written_slot_end();
+        pair.finish()
     })?;
     place.field = Some(BalField::StorageReads);
-    account.storage_reads = each(&mut entry, Cursor::u256)?;
+    each(&mut entry, |slot| {
+        visitor.read_slot(slot.u256()?);
+        Ok(())
+    })?;
     place.field = Some(BalField::BalanceChanges);
-    account.balance_changes = each(&mut entry, |change| {
-        indexed(change, Cursor::u256).map(|(index, balance)| BalanceChange::new(index, balance))
+    each(&mut entry, |change| {
+        let (index, balance) = indexed(change, Cursor::u256)?;
+        visitor.balance_change(index, balance);
+        Ok(())
     })?;
     place.field = Some(BalField::NonceChanges);
-    account.nonce_changes =
-        each(&mut entry, |change| indexed(change, Cursor::u64).map(|(index, nonce)| NonceChange::new(index, nonce)))?;
+    each(&mut entry, |change| {
+        let (index, nonce) = indexed(change, Cursor::u64)?;
+        visitor.nonce_change(index, nonce);
+        Ok(())
+    })?;
     place.field = Some(BalField::CodeChanges);
-    account.code_changes = each(&mut entry, |change| {
-        // Copied, so that a cached code does not keep the whole list in memory.
-        indexed(change, Cursor::string).map(|(index, code)| CodeChange::new(index, Bytes::copy_from_slice(code)))
+    each(&mut entry, |change| {
+        let (index, code) = indexed(change, Cursor::string)?;
+        visitor.code_change(index, code);
+        Ok(())
     })?;
     place.field = None;
     entry.finish()
 }
 
-/// Decodes the list that comes next, item by item.
-fn each<'a, T>(
+/// Walks over the list that comes next, item by item.
+#[inline]
+fn each<'a>(
     cursor: &mut Cursor<'a>,
-    mut item: impl FnMut(&mut Cursor<'a>) -> Result<T, RlpError>,
-) -> Result<Vec<T>, RlpError> {
+    mut item: impl FnMut(&mut Cursor<'a>) -> Result<(), RlpError>,
+) -> Result<(), RlpError> {
     let mut list = cursor.list()?;
-    let mut items = Vec::new();
     while !list.is_empty() {
-        items.push(item(&mut list)?);
+        item(&mut list)?;
     }
-    Ok(items)
+    Ok(())
 }
 
 /// Decodes a pair of a block access index (`uint32`) and a value.
+#[inline]
 fn indexed<'a, T>(
     cursor: &mut Cursor<'a>,
     value: impl FnOnce(&mut Cursor<'a>) -> Result<T, RlpError>,
@@ -176,10 +173,59 @@ fn indexed<'a, T>(
     Ok((index, value))
 }
 
+/// Builds the types of `alloy-eip7928`.
+#[derive(Debug, Default)]
+struct Builder {
+    accounts: BlockAccessList,
+    /// The account that is not complete yet, and its last written slot.
+    account: AccountChanges,
+    slot: SlotChanges,
+}
+
+impl<'a> Visit<'a> for Builder {
+    type Error = DecodeError;
+
+    fn account(&mut self, address: Address) {
+        self.account = AccountChanges::new(address);
+    }
+
+    fn written_slot(&mut self, slot: U256) {
+        self.slot = SlotChanges::new(slot, Vec::new());
+    }
+
+    fn slot_change(&mut self, index: BlockAccessIndex, value: U256) {
+        self.slot.changes.push(StorageChange::new(index, value));
+    }
+
+    fn written_slot_end(&mut self) {
+        self.account.storage_changes.push(core::mem::take(&mut self.slot));
+    }
+
+    fn read_slot(&mut self, slot: U256) {
+        self.account.storage_reads.push(slot);
+    }
+
+    fn balance_change(&mut self, index: BlockAccessIndex, balance: U256) {
+        self.account.balance_changes.push(BalanceChange::new(index, balance));
+    }
+
+    fn nonce_change(&mut self, index: BlockAccessIndex, nonce: u64) {
+        self.account.nonce_changes.push(NonceChange::new(index, nonce));
+    }
+
+    fn code_change(&mut self, index: BlockAccessIndex, code: &'a [u8]) {
+        // Copied, so that a cached code does not keep the whole list in memory.
+        self.account.code_changes.push(CodeChange::new(index, Bytes::copy_from_slice(code)));
+    }
+
+    fn account_end(&mut self) -> Result<(), DecodeError> {
+        self.accounts.push(core::mem::take(&mut self.account));
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use alloy_primitives::U256;
-
     use super::*;
     use crate::encode::encode;
 
@@ -312,13 +358,5 @@ mod tests {
                         storage_reads: the integer has leading zeros";
         assert_eq!(error.to_string(), expected);
         assert_eq!(bad[error.offset], 0x00);
-    }
-
-    #[test]
-    fn the_accounts_end_after_an_error() {
-        let bytes = list(&[vec![0x80], account_with(&[])]);
-        let mut accounts = Accounts::new(&bytes).unwrap();
-        assert!(accounts.next().unwrap().is_err());
-        assert!(accounts.next().is_none());
     }
 }

@@ -1,6 +1,7 @@
 //! The hash to which a header commits.
 
-use alloy_primitives::{B256, keccak256};
+use alloy_primitives::B256;
+use foldgate_keccak::keccak256;
 
 /// A list is not the one that the header commits to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -87,8 +87,8 @@ pub(crate) struct RlpError {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cursor<'a> {
     rest: &'a [u8],
-    /// The offset of `rest` in the outermost bytes.
-    offset: usize,
+    /// The offset, in the outermost bytes, of the end of `rest`. It does not move, so that a step costs one update.
+    end: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,16 +99,11 @@ enum Kind {
 
 impl<'a> Cursor<'a> {
     pub(crate) const fn new(bytes: &'a [u8]) -> Self {
-        Self { rest: bytes, offset: 0 }
+        Self { rest: bytes, end: bytes.len() }
     }
 
     pub(crate) const fn is_empty(&self) -> bool {
         self.rest.is_empty()
-    }
-
-    /// Leaves nothing to be read.
-    pub(crate) const fn clear(&mut self) {
-        self.rest = &[];
     }
 
     /// Refuses what is left.
@@ -119,6 +114,13 @@ impl<'a> Cursor<'a> {
     /// The payload of the list that comes next.
     #[inline]
     pub(crate) fn list(&mut self) -> Result<Self, RlpError> {
+        // Nearly all lists are changes, and short. What is not plain is left to `item`, here and below.
+        if let [first @ LIST..=LONG_LIST, after @ ..] = self.rest
+            && let Some((payload, rest)) = after.split_at_checked(usize::from(first - LIST))
+        {
+            self.rest = rest;
+            return Ok(Self { rest: payload, end: self.offset() });
+        }
         let start = *self;
         match self.item()? {
             (Kind::List, payload) => Ok(payload),
@@ -129,6 +131,17 @@ impl<'a> Cursor<'a> {
     /// The string that comes next.
     #[inline]
     pub(crate) fn string(&mut self) -> Result<&'a [u8], RlpError> {
+        if let [first @ ..STRING, rest @ ..] = self.rest {
+            self.rest = rest;
+            return Ok(core::slice::from_ref(first));
+        }
+        if let [first @ STRING..=LONG_STRING, after @ ..] = self.rest
+            && let Some((payload, rest)) = after.split_at_checked(usize::from(first - STRING))
+            && !matches!(payload, [..STRING])
+        {
+            self.rest = rest;
+            return Ok(payload);
+        }
         let start = *self;
         match self.item()? {
             (Kind::String, payload) => Ok(payload.rest),
@@ -162,10 +175,13 @@ impl<'a> Cursor<'a> {
             && let Some((word, rest)) = after.split_first_chunk::<WIDTH>()
             && word[0] != 0
         {
-            *self = Self { rest, offset: self.offset + 1 + WIDTH };
+            self.rest = rest;
             return Ok(U256::from_be_bytes(*word));
         }
         let bytes = self.integer(WIDTH)?;
+        if bytes.len() <= size_of::<u64>() {
+            return Ok(U256::from(bytes.iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte))));
+        }
         let mut word = [0; WIDTH];
         word[WIDTH - bytes.len()..].copy_from_slice(bytes);
         Ok(U256::from_be_bytes(word))
@@ -186,7 +202,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The kind and the payload of the item that comes next, whatever it is.
-    #[inline]
+    #[inline(never)]
     fn item(&mut self) -> Result<(Kind, Self), RlpError> {
         let Some((&first, after_first)) = self.rest.split_first() else {
             return Err(self.fault(RlpFault::Missing));
@@ -228,13 +244,17 @@ impl<'a> Cursor<'a> {
     #[inline]
     fn take(&mut self, header: usize, payload: usize) -> Self {
         let (item, rest) = self.rest.split_at(header + payload);
-        let payload = Self { rest: &item[header..], offset: self.offset + header };
-        *self = Self { rest, offset: self.offset + item.len() };
-        payload
+        self.rest = rest;
+        Self { rest: &item[header..], end: self.offset() }
+    }
+
+    /// The offset of `rest` in the outermost bytes.
+    const fn offset(&self) -> usize {
+        self.end - self.rest.len()
     }
 
     const fn fault(&self, fault: RlpFault) -> RlpError {
-        RlpError { offset: self.offset, fault }
+        RlpError { offset: self.offset(), fault }
     }
 }
 

@@ -7,13 +7,14 @@
 //! 2. There are at most `gas_limit / 2000` items: an account is one, and each slot written or read is one.
 //! 3. Whether the list is true is not asked here: only execution can tell.
 
-use core::cmp::Ordering;
-
 use alloy_eip7928::{AccountChanges, BlockAccessIndex};
 use alloy_primitives::{Address, U256};
 use foldgate_core::block::BlockFacts;
 
-use crate::field::{BalField, ChangeList};
+use crate::{
+    field::{BalField, ChangeList},
+    visit::{Visit, visit},
+};
 
 /// The gas for which a block may list one item (EIP-7928, `ITEM_COST`).
 pub const ITEM_COST: u64 = alloy_eip7928::ITEM_COST as u64;
@@ -182,113 +183,207 @@ pub enum Violation {
 /// # Errors
 /// The first [`Violation`], account by account in the list's order.
 pub fn validate(accounts: &[AccountChanges], limits: &BalLimits) -> Result<(), Violation> {
-    let mut validator = Validator::new(*limits);
-    accounts.iter().try_for_each(|account| validator.account(account))
+    visit(accounts, &mut Rules::new(*limits))
 }
 
-/// Holds a list to the rules account by account, as it is decoded.
-#[derive(Debug, Clone)]
-pub struct Validator {
+/// A rule that an account can break, in the order in which they are reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rule {
+    Accounts,
+    Items,
+    WrittenSlots,
+    SlotChanges,
+    ReadSlots,
+    WrittenAndRead,
+    Balances,
+    Nonces,
+    Codes,
+    CodeSizes,
+}
+
+/// Holds a list to the rules while something walks over it. An account is judged at its end, so that what it breaks is
+/// reported in the order of the rules, and not in that of the encoding.
+#[derive(Debug)]
+pub(crate) struct Rules {
     limits: BalLimits,
-    previous: Option<Address>,
     items: u64,
+    /// The account that came last.
+    address: Option<Address>,
+    /// The lowest rule that the account breaks, and how it did so first.
+    broken: Option<(Rule, Violation)>,
+    /// The account's written slots; none is added once the account is known to be bad.
+    written: Vec<U256>,
+    /// How many of `written` lie below the account's last read.
+    below_read: usize,
+    slot: Option<U256>,
+    read: Option<U256>,
+    /// The last index of the slot, of the balance, of the nonce and of the code.
+    slot_index: Option<BlockAccessIndex>,
+    balance_index: Option<BlockAccessIndex>,
+    nonce_index: Option<BlockAccessIndex>,
+    code_index: Option<BlockAccessIndex>,
 }
 
-impl Validator {
-    /// Begins a list.
-    pub const fn new(limits: BalLimits) -> Self {
-        Self { limits, previous: None, items: 0 }
-    }
-
-    /// Holds the next account to the rules. After an error the rest of the list means nothing.
-    ///
-    /// # Errors
-    /// The first [`Violation`] of the account.
-    pub fn account(&mut self, account: &AccountChanges) -> Result<(), Violation> {
-        let address = account.address;
-        match self.previous.replace(address).map(|previous| (previous, previous.cmp(&address))) {
-            None | Some((_, Ordering::Less)) => {}
-            Some((_, Ordering::Equal)) => return Err(Violation::DuplicateAccount { address }),
-            Some((previous, Ordering::Greater)) => return Err(Violation::AccountOrder { address, previous }),
-        }
-        let slots = account.storage_changes.len() + account.storage_reads.len();
-        self.items = self.items.saturating_add(1 + slots as u64);
-        let BalLimits { gas_limit, max_code_size, .. } = self.limits;
-        if self.items > self.limits.max_items() {
-            return Err(Violation::TooManyItems { got: self.items, expected: self.limits.max_items(), gas_limit });
-        }
-        self.storage(account)?;
-        self.indices(address, ChangeList::Balance, account.balance_changes.iter().map(|c| c.block_access_index))?;
-        self.indices(address, ChangeList::Nonce, account.nonce_changes.iter().map(|c| c.block_access_index))?;
-        self.indices(address, ChangeList::Code, account.code_changes.iter().map(|c| c.block_access_index))?;
-        match account.code_changes.iter().find(|change| change.new_code.len() > max_code_size) {
-            None => Ok(()),
-            Some(change) => Err(Violation::CodeTooLarge {
-                address,
-                index: change.block_access_index,
-                got: change.new_code.len(),
-                expected: max_code_size,
-            }),
+impl Rules {
+    pub(crate) const fn new(limits: BalLimits) -> Self {
+        Self {
+            limits,
+            items: 0,
+            address: None,
+            broken: None,
+            written: Vec::new(),
+            below_read: 0,
+            slot: None,
+            read: None,
+            slot_index: None,
+            balance_index: None,
+            nonce_index: None,
+            code_index: None,
         }
     }
 
-    fn storage(&self, account: &AccountChanges) -> Result<(), Violation> {
-        let address = account.address;
-        let written = account.storage_changes.iter().map(|changes| changes.slot);
-        slots_ascend(address, BalField::StorageChanges, written.clone())?;
-        for changes in &account.storage_changes {
-            let slot = changes.slot;
-            if changes.changes.is_empty() {
-                return Err(Violation::EmptySlotChanges { address, slot });
-            }
-            self.indices(address, ChangeList::Slot(slot), changes.changes.iter().map(|c| c.block_access_index))?;
-        }
-        slots_ascend(address, BalField::StorageReads, account.storage_reads.iter().copied())?;
-        // Both ascend, so one pass over the two finds what is in both.
-        let mut written = written.peekable();
-        for &slot in &account.storage_reads {
-            while written.next_if(|lower| *lower < slot).is_some() {}
-            if written.peek() == Some(&slot) {
-                return Err(Violation::WrittenAndRead { address, slot });
-            }
-        }
-        Ok(())
+    /// Whether the account will be refused at its end: nothing more of it needs to be kept.
+    #[inline]
+    pub(crate) const fn refuses(&self) -> bool {
+        self.broken.is_some() || self.items > self.limits.max_items()
     }
 
-    fn indices(
-        &self,
-        address: Address,
-        list: ChangeList,
-        indices: impl Iterator<Item = BlockAccessIndex>,
-    ) -> Result<(), Violation> {
+    #[cold]
+    fn note(&mut self, rule: Rule, violation: Violation) {
+        if self.broken.is_none_or(|(lowest, _)| rule < lowest) {
+            self.broken = Some((rule, violation));
+        }
+    }
+
+    fn current(&self) -> Address {
+        self.address.unwrap_or_default()
+    }
+
+    /// Holds an index to the one before it in its list of changes and to the block's last.
+    #[inline]
+    fn index(&mut self, rule: Rule, list: ChangeList, previous: Option<BlockAccessIndex>, index: BlockAccessIndex) {
         let expected = self.limits.max_index();
-        let mut before = None;
-        for index in indices {
-            match before.replace(index).map(|previous| (previous, index.cmp(&previous))) {
-                None | Some((_, Ordering::Greater)) => {}
-                Some((_, Ordering::Equal)) => return Err(Violation::DuplicateIndex { address, list, index }),
-                Some((previous, Ordering::Less)) => {
-                    return Err(Violation::IndexOrder { address, list, index, previous });
-                }
-            }
-            if index > expected {
-                return Err(Violation::IndexTooHigh { address, list, got: index, expected });
-            }
+        if previous.is_none_or(|previous| previous < index) && index <= expected {
+            return;
         }
-        Ok(())
+        let address = self.current();
+        let violation = match previous {
+            Some(previous) if previous == index => Violation::DuplicateIndex { address, list, index },
+            Some(previous) if previous > index => Violation::IndexOrder { address, list, index, previous },
+            _ => Violation::IndexTooHigh { address, list, got: index, expected },
+        };
+        self.note(rule, violation);
+    }
+
+    /// Holds a slot to the one before it in its field, and counts it.
+    #[inline]
+    fn slot_order(&mut self, rule: Rule, field: BalField, previous: Option<U256>, slot: U256) {
+        self.items += 1;
+        let Some(previous) = previous.filter(|previous| *previous >= slot) else { return };
+        let address = self.current();
+        self.note(
+            rule,
+            if previous == slot {
+                Violation::DuplicateSlot { address, field, slot }
+            } else {
+                Violation::SlotOrder { address, field, slot, previous }
+            },
+        );
     }
 }
 
-fn slots_ascend(address: Address, field: BalField, slots: impl Iterator<Item = U256>) -> Result<(), Violation> {
-    let mut before = None;
-    for slot in slots {
-        match before.replace(slot).map(|previous: U256| (previous, slot.cmp(&previous))) {
-            None | Some((_, Ordering::Greater)) => {}
-            Some((_, Ordering::Equal)) => return Err(Violation::DuplicateSlot { address, field, slot }),
-            Some((previous, Ordering::Less)) => return Err(Violation::SlotOrder { address, field, slot, previous }),
+impl<'a> Visit<'a> for Rules {
+    type Error = Violation;
+
+    #[inline]
+    fn account(&mut self, address: Address) {
+        let before = self.address.replace(address);
+        self.items += 1;
+        self.written.clear();
+        self.below_read = 0;
+        (self.slot, self.read) = (None, None);
+        (self.balance_index, self.nonce_index, self.code_index) = (None, None, None);
+        if let Some(previous) = before.filter(|previous| *previous >= address) {
+            let violation = if previous == address {
+                Violation::DuplicateAccount { address }
+            } else {
+                Violation::AccountOrder { address, previous }
+            };
+            self.note(Rule::Accounts, violation);
         }
     }
-    Ok(())
+
+    #[inline]
+    fn written_slot(&mut self, slot: U256) {
+        let previous = self.slot.replace(slot);
+        self.slot_order(Rule::WrittenSlots, BalField::StorageChanges, previous, slot);
+        self.slot_index = None;
+        if !self.refuses() {
+            self.written.push(slot);
+        }
+    }
+
+    #[inline]
+    fn slot_change(&mut self, index: BlockAccessIndex, _value: U256) {
+        let previous = self.slot_index.replace(index);
+        self.index(Rule::SlotChanges, ChangeList::Slot(self.slot.unwrap_or_default()), previous, index);
+    }
+
+    #[inline]
+    fn written_slot_end(&mut self) {
+        if self.slot_index.is_none() {
+            let slot = self.slot.unwrap_or_default();
+            self.note(Rule::SlotChanges, Violation::EmptySlotChanges { address: self.current(), slot });
+        }
+    }
+
+    #[inline]
+    fn read_slot(&mut self, slot: U256) {
+        let previous = self.read.replace(slot);
+        self.slot_order(Rule::ReadSlots, BalField::StorageReads, previous, slot);
+        // Both fields ascend, or a lower rule is broken: so one pass over the two finds what is in both.
+        while self.written.get(self.below_read).is_some_and(|written| *written < slot) {
+            self.below_read += 1;
+        }
+        if self.written.get(self.below_read) == Some(&slot) {
+            self.note(Rule::WrittenAndRead, Violation::WrittenAndRead { address: self.current(), slot });
+        }
+    }
+
+    #[inline]
+    fn balance_change(&mut self, index: BlockAccessIndex, _balance: U256) {
+        let previous = self.balance_index.replace(index);
+        self.index(Rule::Balances, ChangeList::Balance, previous, index);
+    }
+
+    #[inline]
+    fn nonce_change(&mut self, index: BlockAccessIndex, _nonce: u64) {
+        let previous = self.nonce_index.replace(index);
+        self.index(Rule::Nonces, ChangeList::Nonce, previous, index);
+    }
+
+    #[inline]
+    fn code_change(&mut self, index: BlockAccessIndex, code: &'a [u8]) {
+        let previous = self.code_index.replace(index);
+        self.index(Rule::Codes, ChangeList::Code, previous, index);
+        let (got, expected) = (code.len(), self.limits.max_code_size);
+        if got > expected {
+            let address = self.current();
+            self.note(Rule::CodeSizes, Violation::CodeTooLarge { address, index, got, expected });
+        }
+    }
+
+    #[inline]
+    fn account_end(&mut self) -> Result<(), Violation> {
+        let (got, expected) = (self.items, self.limits.max_items());
+        if got > expected {
+            self.note(Rule::Items, Violation::TooManyItems { got, expected, gas_limit: self.limits.gas_limit });
+        }
+        match self.broken {
+            None => Ok(()),
+            Some((_, violation)) => Err(violation),
+        }
+    }
 }
 
 #[cfg(test)]

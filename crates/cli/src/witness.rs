@@ -12,6 +12,7 @@ use std::{
     fmt,
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use alloy_consensus::Header;
@@ -266,12 +267,12 @@ pub fn verify(given: &WitnessBlock) -> Result<Verified, WitnessFault> {
         (Ok(executed), _) => match list(given, &block)? {
             Some(list) => {
                 confirm(&list, &executed, name)?;
-                (list.to_post_state(None, &mut hasher), Source::List, None)
+                (Arc::clone(list.post_state()), Source::List, None)
             }
-            None => (written, Source::Writes, None),
+            None => (Arc::new(written), Source::Writes, None),
         },
         (Err(ExecutionError::Invalid(reason)), _) => return Err(invalid(reason)),
-        (Err(ExecutionError::Storage(why)), Some(diffs)) => (stated(diffs), Source::StateDiffs, Some(why)),
+        (Err(ExecutionError::Storage(why)), Some(diffs)) => (Arc::new(stated(diffs)), Source::StateDiffs, Some(why)),
         (Err(error), _) => return Err(WitnessFault::Execution { block: name, source: Box::new(error) }),
     };
     let changes = resolve(&state, &witness).map_err(|source| WitnessFault::Resolve { block: name, source })?;
@@ -303,13 +304,7 @@ fn ancestors(given: &WitnessBlock, block: &Block) -> Result<Vec<Sealed<Header>>,
 fn list(given: &WitnessBlock, block: &Block) -> Result<Option<Bal>, WitnessFault> {
     let Some(raw) = given.block_access_list.clone() else { return Ok(None) };
     let limits = BalLimits::from(&block.facts());
-    let checked = match block.header.block_access_list_hash {
-        Some(expected) => Bal::decode_checked(raw, expected, &limits),
-        None => Bal::decode(raw).map_err(BalError::from).and_then(|list| {
-            list.validate(&limits)?;
-            Ok(list)
-        }),
-    };
+    let checked = Bal::decode_checked(raw, block.header.block_access_list_hash, &limits);
     checked.map(Some).map_err(|source| WitnessFault::List { block: block.num_hash(), source })
 }
 

@@ -2,7 +2,8 @@
 //! both become.
 //!
 //! Invariants:
-//! 1. Plain keys become hashed keys here and nowhere else ([`HashedPostState::apply_writes`] is the one routing).
+//! 1. Executed writes enter by [`HashedPostState::apply_writes`] alone. An access list, which has its keys hashed together
+//!    with those that it only reads, enters as a whole, and is equal to its writes applied.
 //! 2. A later write wins over an earlier one, field by field and slot by slot.
 //! 3. Nothing here was read from the parent's state: a field that is `None` keeps the parent's value, and a value that
 //!    was given is never overwritten by one that was read.
@@ -132,8 +133,7 @@ impl HashedPostState {
 
     /// Accumulates the writes of the next block access index.
     ///
-    /// This is the one place where plain keys become hashed keys; access lists take it too. `hasher` keeps its buffers
-    /// from call to call.
+    /// `hasher` keeps its buffers from call to call.
     pub fn apply_writes(&mut self, writes: &StateWrites, hasher: &mut KeyHasher) {
         let keys = hasher.hash_writes(writes);
         let mut slots = keys.slots.iter();

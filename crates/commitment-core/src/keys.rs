@@ -4,8 +4,8 @@
 //! 1. `hashed_address = keccak256(address)`, `hashed_slot = keccak256(slot as 32 bytes big-endian)` (yellow paper, 4.1).
 //! 2. Hashes stand in the order of their keys.
 
-use alloy_primitives::{Address, B256, U256, keccak256};
-use foldgate_keccak::{keccak256_20, keccak256_32};
+use alloy_primitives::{Address, B256, U256};
+use foldgate_keccak::{keccak256, keccak256_20, keccak256_32};
 
 use crate::writes::StateWrites;
 

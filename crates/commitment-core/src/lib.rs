@@ -4,9 +4,9 @@
 //! The way of a block through it:
 //!
 //! ```text
-//! StateWrites (plain keys; from an access list or from execution)
-//!      |  HashedPostState::apply_writes: the one routing, keys hashed once
-//!      v
+//! StateWrites (plain keys, from execution)        an access list, its keys hashed by foldgate-bal
+//!      |  HashedPostState::apply_writes                 |
+//!      v                                                v
 //! HashedPostState --resolve(parent)--> LeafChanges --fold(parent)--> FoldOutcome { state_root, StateDiff, TrieUpdates }
 //!                                                                        |  Layer: visible to children, in memory
 //!                                                                        v

@@ -3,7 +3,8 @@
 //! Invariants:
 //! 1. The first failure of a read is latched outside of the EVM, because the EVM turns failures inside system calls and
 //!    withdrawals into validation errors. Whoever judges a block looks at the latch first.
-//! 2. An address is hashed once for each block. Slots need no cache: revm's state keeps what it has read.
+//! 2. An address is hashed once for each block at most. Slots need no cache: revm's state keeps what it has read. What
+//!    the block's access list names is not hashed here at all where the pipeline has hashed it.
 
 use core::cell::OnceCell;
 use core::fmt;
@@ -16,9 +17,10 @@ use alloy_evm::revm::{
 };
 use alloy_primitives::{Address, B256, KECCAK256_EMPTY, map::AddressMap};
 use foldgate_core::{
-    StateReader,
+    StateReader, TrieReader,
     keys::{hash_address, hash_slot},
 };
+use foldgate_pipeline::ParentState;
 
 /// Why the parent's state could not be read.
 #[derive(Debug)]
@@ -41,20 +43,51 @@ pub(crate) struct ReadFailed;
 
 impl DBErrorMarker for ReadFailed {}
 
+/// Where the hashes of plain keys come from.
+pub(crate) trait KeyHashes {
+    fn address(&self, address: &Address) -> B256;
+    fn slot(&self, address: &Address, slot: &StorageKey) -> B256;
+}
+
+/// Every key is hashed when it is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HashedAsAsked;
+
+impl KeyHashes for HashedAsAsked {
+    fn address(&self, address: &Address) -> B256 {
+        hash_address(address)
+    }
+
+    fn slot(&self, _address: &Address, slot: &StorageKey) -> B256 {
+        hash_slot(slot)
+    }
+}
+
+impl<R: TrieReader> KeyHashes for ParentState<R> {
+    fn address(&self, address: &Address) -> B256 {
+        self.hash_address(address)
+    }
+
+    fn slot(&self, address: &Address, slot: &StorageKey) -> B256 {
+        self.hash_slot(address, slot)
+    }
+}
+
 /// A [`StateReader`] as revm's [`Database`].
-pub(crate) struct ReaderDatabase<'a, R: StateReader> {
+pub(crate) struct ReaderDatabase<'a, R: StateReader, K> {
     reader: R,
+    key_hashes: K,
     hashed_addresses: AddressMap<B256>,
     latch: &'a FaultLatch<R::Error>,
 }
 
-impl<'a, R: StateReader> ReaderDatabase<'a, R> {
-    pub(crate) fn new(reader: R, latch: &'a FaultLatch<R::Error>) -> Self {
-        Self { reader, hashed_addresses: AddressMap::default(), latch }
+impl<'a, R: StateReader, K: KeyHashes> ReaderDatabase<'a, R, K> {
+    pub(crate) fn new(reader: R, key_hashes: K, latch: &'a FaultLatch<R::Error>) -> Self {
+        Self { reader, key_hashes, hashed_addresses: AddressMap::default(), latch }
     }
 
     fn hashed(&mut self, address: Address) -> B256 {
-        *self.hashed_addresses.entry(address).or_insert_with(|| hash_address(&address))
+        *self.hashed_addresses.entry(address).or_insert_with(|| self.key_hashes.address(&address))
     }
 
     fn fail(&self, fault: ReadFault<R::Error>) -> ReadFailed {
@@ -64,13 +97,13 @@ impl<'a, R: StateReader> ReaderDatabase<'a, R> {
     }
 }
 
-impl<R: StateReader> fmt::Debug for ReaderDatabase<'_, R> {
+impl<R: StateReader, K> fmt::Debug for ReaderDatabase<'_, R, K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ReaderDatabase").field("hashed_addresses", &self.hashed_addresses.len()).finish_non_exhaustive()
     }
 }
 
-impl<R: StateReader> Database for ReaderDatabase<'_, R> {
+impl<R: StateReader, K: KeyHashes> Database for ReaderDatabase<'_, R, K> {
     type Error = ReadFailed;
 
     fn basic(&mut self, address: Address) -> Result<Option<AccountInfo>, ReadFailed> {
@@ -97,7 +130,7 @@ impl<R: StateReader> Database for ReaderDatabase<'_, R> {
 
     fn storage(&mut self, address: Address, slot: StorageKey) -> Result<StorageValue, ReadFailed> {
         let hashed_address = self.hashed(address);
-        let value = self.reader.storage(&hashed_address, &hash_slot(&slot));
+        let value = self.reader.storage(&hashed_address, &self.key_hashes.slot(&address, &slot));
         value.map_err(|error| self.fail(ReadFault::Reader(error)))
     }
 

@@ -17,7 +17,7 @@ use foldgate_pipeline::{BlockHandle, BlockRequest, BlockResult, ReadError, Rebui
 use crate::{
     block::Block,
     chain_spec::ChainSpec,
-    execute::{ExecutedBlock, ExecutionError, execute_block},
+    execute::{ExecutedBlock, ExecutionError, execute_with},
     invalid::BlockInvalid,
     validate::{validate_block, validate_execution},
 };
@@ -64,7 +64,8 @@ pub fn drive<R: TrieReader>(
     let begin = Instant::now();
     let token = handle.cancel_token();
     let mut refused = None;
-    let executed = execute_block(
+    let executed = execute_with(
+        parent_state.clone(),
         spec,
         block,
         senders,

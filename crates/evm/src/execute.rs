@@ -22,7 +22,7 @@ use foldgate_core::{BlockAccessIndex, StateReader, StateWrites};
 use crate::{
     block::Block,
     chain_spec::ChainSpec,
-    database::{FaultLatch, ReadFault, ReaderDatabase},
+    database::{FaultLatch, HashedAsAsked, KeyHashes, ReadFault, ReaderDatabase},
     invalid::BlockInvalid,
     receipt::EnvelopeReceipts,
     record::Recorder,
@@ -136,13 +136,26 @@ pub fn execute_block<R: StateReader>(
     sink: &mut dyn FnMut(BlockAccessIndex, StateWrites),
     cancelled: &dyn Fn() -> bool,
 ) -> Result<ExecutedBlock, ExecutionError<R::Error>> {
+    execute_with(HashedAsAsked, spec, block, senders, parent_state, sink, cancelled)
+}
+
+/// [`execute_block`] with the hashes of keys from `key_hashes`.
+pub(crate) fn execute_with<R: StateReader>(
+    key_hashes: impl KeyHashes,
+    spec: &ChainSpec,
+    block: &Block,
+    senders: &[Address],
+    parent_state: R,
+    sink: &mut dyn FnMut(BlockAccessIndex, StateWrites),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<ExecutedBlock, ExecutionError<R::Error>> {
     let (got, expected) = (senders.len(), block.transactions.len());
     if got != expected {
         return Err(ExecutionError::SenderCount { got, expected });
     }
     let latch = FaultLatch::new();
     let mut stepped = Stepped { spec, block, senders, sink, cancelled };
-    let result = stepped.run(ReaderDatabase::new(parent_state, &latch));
+    let result = stepped.run(ReaderDatabase::new(parent_state, key_hashes, &latch));
     match latch.into_inner() {
         Some(ReadFault::Reader(error)) => Err(ExecutionError::Storage(error)),
         Some(ReadFault::MissingCode(code_hash)) => Err(ExecutionError::MissingCode { code_hash }),
@@ -184,7 +197,7 @@ struct Stepped<'a> {
 }
 
 impl Stepped<'_> {
-    fn run<R: StateReader>(&mut self, database: ReaderDatabase<'_, R>) -> Result<ExecutedBlock, Stop> {
+    fn run<R: StateReader, K: KeyHashes>(&mut self, database: ReaderDatabase<'_, R, K>) -> Result<ExecutedBlock, Stop> {
         let (spec, block) = (self.spec, self.block);
         let header = &block.header;
         let state = State::builder().with_database(database).with_bal_builder().build();

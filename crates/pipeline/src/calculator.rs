@@ -247,16 +247,18 @@ impl<S: TrieStore> Calculator<S> {
         self.pool.spawn(&self.answers, &Arc::clone(&shared), move || {
             let begin = Instant::now();
             let attempt = shared.attempt;
-            let prepared = jobs::prepare(&raw, &shared.facts);
+            let prepared = jobs::prepare(raw, &shared.facts);
             let took = begin.elapsed();
             let Prepared::Good(good) = &prepared else {
                 return Some(JobMessage::Prepared { attempt, prepared, took });
             };
+            // An attempt is prepared once, so nothing is there yet.
+            let _first = shared.listed.set(Arc::clone(good));
             // The answer goes first: neither the fold nor the judgement waits for the warm-up.
             let good = Arc::clone(good);
             let answered = answers.send(JobMessage::Prepared { attempt, prepared, took });
             if warm_up && answered.is_ok() {
-                jobs::warm_up(&good.bal, &base, || shared.gate.token().is_cancelled());
+                jobs::warm_up(good.keys(), &base, || shared.gate.token().is_cancelled());
             }
             None
         });

@@ -12,6 +12,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender};
+use foldgate_bal::Bal;
 use foldgate_core::{BlockAccessIndex, BlockFacts, EmptyAccounts, HashedPostState, KeyHasher, StateWrites, TrieReader};
 
 use crate::{
@@ -33,6 +34,8 @@ pub(crate) struct Shared<R: TrieReader> {
     pub(crate) facts: BlockFacts,
     pub(crate) gate: Arc<StateGate<StateView<R>>>,
     pub(crate) read_failure: Arc<OnceLock<Arc<R::Error>>>,
+    /// The block's list once it is prepared, also where it is dropped later: the hashes of its keys stay right.
+    pub(crate) listed: Arc<OnceLock<Arc<Bal>>>,
     /// Room for the one outcome.
     pub(crate) outcome: Sender<Outcome>,
 }
@@ -119,7 +122,11 @@ impl<R: TrieReader> BlockHandle<R> {
 
     /// The parent's state: at hand at once, its reads wait until the parent has been executed.
     pub fn parent_state(&self) -> ParentState<R> {
-        ParentState { gate: Arc::clone(&self.shared.gate), failure: Arc::clone(&self.shared.read_failure) }
+        ParentState {
+            gate: Arc::clone(&self.shared.gate),
+            failure: Arc::clone(&self.shared.read_failure),
+            listed: Arc::clone(&self.shared.listed),
+        }
     }
 
     /// The token to check between transactions, or from other threads.

@@ -18,11 +18,9 @@ use std::{
 
 use alloy_primitives::{B256, Bytes};
 use crossbeam_channel::{Receiver, Sender};
-use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch, Touch, bal_hash};
+use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch, ListedKeys};
 use foldgate_core::{
-    AccountInfo, BlockFacts, HashedPostState, KeyHasher, Layer, Overlay, StateReader as _, TrieReader, TrieStore,
-    keys::{hash_address, hash_slot},
-    resolve,
+    AccountInfo, BlockFacts, HashedPostState, Layer, Overlay, StateReader as _, TrieReader, TrieStore, resolve,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
 };
 
@@ -34,17 +32,10 @@ use crate::{
     warm::Warm,
 };
 
-/// A decoded, validated access list and the leaves that it claims.
-#[derive(Debug)]
-pub(crate) struct PreparedBal {
-    pub(crate) bal: Bal,
-    pub(crate) state: Arc<HashedPostState>,
-}
-
 /// What preparing an access list found.
 #[derive(Debug)]
 pub(crate) enum Prepared {
-    Good(Arc<PreparedBal>),
+    Good(Arc<Bal>),
     /// The hash is not the one that the header says.
     WrongHash {
         got: B256,
@@ -92,19 +83,10 @@ pub(crate) enum JobMessage<S: TrieStore> {
     },
 }
 
-/// Decodes and validates a raw list, and routes its final values to leaves.
-pub(crate) fn prepare(raw: &Bytes, facts: &BlockFacts) -> Prepared {
-    let limits = BalLimits::from(facts);
-    let decoded = match facts.expected_bal_hash {
-        Some(expected) => Bal::decode_checked(raw.clone(), expected, &limits),
-        // No header commits to it: it is what it is. Its items are counted before memory is taken for them all the same.
-        None => Bal::decode_checked(raw.clone(), bal_hash(raw), &limits),
-    };
-    match decoded {
-        Ok(bal) => {
-            let state = Arc::new(bal.to_post_state(None, &mut KeyHasher::default()));
-            Prepared::Good(Arc::new(PreparedBal { bal, state }))
-        }
+/// Decodes and validates a raw list, and hashes its keys for leaves and warm-up alike.
+pub(crate) fn prepare(raw: Bytes, facts: &BlockFacts) -> Prepared {
+    match Bal::decode_checked(raw, facts.expected_bal_hash, &BalLimits::from(facts)) {
+        Ok(bal) => Prepared::Good(Arc::new(bal)),
         Err(BalError::Hash(HashMismatch { got, expected })) => Prepared::WrongHash { got, expected },
         Err(error) => Prepared::Malformed(Arc::new(error)),
     }
@@ -112,30 +94,19 @@ pub(crate) fn prepare(raw: &Bytes, facts: &BlockFacts) -> Prepared {
 
 /// Reads the records that a list names, read or written, into the snapshot's cache, in order of their keys. Stops when
 /// told to, and at the first failure: whoever needs the record will meet it again.
-pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Warm<R>, stop: impl Fn() -> bool) {
-    let mut touched = Vec::<(B256, Vec<B256>)>::new();
-    for touch in bal.touches() {
-        match (touch, touched.last_mut()) {
-            (Touch::Account { address, .. }, _) => touched.push((hash_address(&address), Vec::new())),
-            (Touch::Slot { slot, .. }, Some((_, slots))) => slots.push(hash_slot(&slot)),
-            // A slot comes after its account.
-            (Touch::Slot { .. }, None) => {}
-        }
-    }
-    touched.sort_unstable_by_key(|(hashed_address, _)| *hashed_address);
-    for (hashed_address, mut slots) in touched {
+pub(crate) fn warm_up<R: TrieReader>(keys: &ListedKeys, reader: &Warm<R>, stop: impl Fn() -> bool) {
+    for (hashed_address, hashed_slots) in keys.sorted() {
         if stop() {
             return;
         }
-        slots.sort_unstable();
-        match reader.account(&hashed_address) {
+        match reader.account(hashed_address) {
             Ok(Some(_)) => {}
             // An account that does not exist has no slots.
             Ok(None) => continue,
             Err(_) => return,
         }
-        for hashed_slot in slots {
-            if stop() || reader.storage(&hashed_address, &hashed_slot).is_err() {
+        for hashed_slot in hashed_slots {
+            if stop() || reader.storage(hashed_address, hashed_slot).is_err() {
                 return;
             }
         }

@@ -7,7 +7,7 @@
 use std::{
     fmt, io,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -220,7 +220,8 @@ impl<S: TrieStore> Pipeline<S> {
             attempt: AttemptId(self.attempts.fetch_add(1, Ordering::Relaxed)),
             facts: request.facts,
             gate: Arc::new(StateGate::new(cancel)),
-            read_failure: Arc::new(OnceLock::new()),
+            read_failure: Arc::default(),
+            listed: Arc::default(),
             outcome,
         });
         let (reply, answer) = bounded(1);

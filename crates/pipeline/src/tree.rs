@@ -17,11 +17,12 @@ use std::{
     time::Instant,
 };
 
+use foldgate_bal::Bal;
 use foldgate_core::{BlockHash, BlockNumHash, HashedPostState, Layer, Overlay, TrieReader};
 
 use crate::{
     handle::{AttemptId, Shared},
-    jobs::{Folded, PreparedBal},
+    jobs::Folded,
     permits::Permit,
     request::BlockResult,
     verdict::{BlockTimings, InvalidReason, Mode, ValidBlock, Verdict},
@@ -35,7 +36,7 @@ pub(crate) enum BalStage {
     /// There is none, or it was dropped.
     None,
     Preparing,
-    Ready(Arc<PreparedBal>),
+    Ready(Arc<Bal>),
 }
 
 /// A block's execution on its way.

@@ -11,9 +11,12 @@
 
 use std::sync::{Arc, OnceLock};
 
-use alloy_primitives::{B256, Bytes, U256};
+use alloy_primitives::{Address, B256, Bytes, U256};
+use foldgate_bal::Bal;
 use foldgate_core::{
-    AccountInfo, BlockHash, BlockNumHash, BlockNumber, EmptyAccounts, HashedPostState, Overlay, StateReader, TrieReader,
+    AccountInfo, BlockHash, BlockNumHash, BlockNumber, EmptyAccounts, HashedPostState, Overlay, StateReader,
+    TrieReader,
+    keys::{hash_address, hash_slot},
 };
 
 use crate::{gate::StateGate, halt::Halt, warm::Warm};
@@ -100,11 +103,13 @@ pub struct ParentState<R: TrieReader> {
     pub(crate) gate: Arc<StateGate<StateView<R>>>,
     /// The first failed read.
     pub(crate) failure: Arc<OnceLock<Arc<R::Error>>>,
+    /// The block's own list, whose keys are hashed already; empty until it is prepared, and where there is none.
+    pub(crate) listed: Arc<OnceLock<Arc<Bal>>>,
 }
 
 impl<R: TrieReader> Clone for ParentState<R> {
     fn clone(&self) -> Self {
-        Self { gate: Arc::clone(&self.gate), failure: Arc::clone(&self.failure) }
+        Self { gate: Arc::clone(&self.gate), failure: Arc::clone(&self.failure), listed: Arc::clone(&self.listed) }
     }
 }
 
@@ -115,6 +120,18 @@ impl<R: TrieReader> ParentState<R> {
     /// If the block is cancelled.
     pub fn wait_until_ready(&self) -> Result<(), Halt> {
         self.gate.wait().map(|_| ())
+    }
+
+    /// The hash of an address: looked up if the block's list names it, which costs a fraction of hashing it again.
+    pub fn hash_address(&self, address: &Address) -> B256 {
+        let listed = self.listed.get().and_then(|bal| bal.keys().hashed_address(address));
+        listed.unwrap_or_else(|| hash_address(address))
+    }
+
+    /// The hash of an account's slot: looked up if the block's list names it.
+    pub fn hash_slot(&self, address: &Address, slot: &U256) -> B256 {
+        let listed = self.listed.get().and_then(|bal| bal.keys().hashed_slot(address, slot));
+        listed.unwrap_or_else(|| hash_slot(slot))
     }
 
     /// Whether a read would be served without waiting for the parent.
@@ -154,12 +171,20 @@ impl<R: TrieReader> StateReader for ParentState<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use alloy_primitives::keccak256;
+    use foldgate_bal::AccountChanges;
     use foldgate_core::{
-        AccountDelta, Forest, MemoryStore, TrieStore,
+        AccountDelta, BlockFacts, Forest, MemoryStore, TrieStore,
         trie::bulk::{GenesisAccount, StateLoad, genesis_items},
     };
 
     use super::*;
+    use crate::{Begun, BlockRequest, Pipeline, PipelineConfig};
 
     const ADDRESS: B256 = B256::repeat_byte(7);
     const SLOT: B256 = B256::repeat_byte(5);
@@ -175,15 +200,19 @@ mod tests {
         AccountDelta { balance: Some(U256::from(wei)), ..AccountDelta::default() }
     }
 
-    /// What a view over these layers, oldest first, and over an empty state says of the account.
-    fn read(mut executed: Vec<ExecutedLayer>) -> (Option<U256>, U256) {
+    fn empty_store() -> MemoryStore {
         let store = MemoryStore::new();
-        let none = genesis_items(Vec::<(alloy_primitives::Address, GenesisAccount)>::new());
+        let none = genesis_items(Vec::<(Address, GenesisAccount)>::new());
         let source = none.into_iter().map(Ok::<_, std::convert::Infallible>);
         store.load(StateLoad::new(source, BlockNumHash::new(0, B256::ZERO))).unwrap();
+        store
+    }
+
+    /// What a view over these layers, oldest first, and over an empty state says of the account.
+    fn read(mut executed: Vec<ExecutedLayer>) -> (Option<U256>, U256) {
         executed.reverse();
-        let committed =
-            Overlay::new(Warm::new(store.snapshot().unwrap(), Forest::new(0).unloaded()), Vec::new()).unwrap();
+        let base = Warm::new(empty_store().snapshot().unwrap(), Forest::new(0).unloaded());
+        let committed = Overlay::new(base, Vec::new()).unwrap();
         let view = StateView { executed, committed };
         (view.account_info(&ADDRESS).unwrap().map(|info| info.balance), view.storage(&ADDRESS, &SLOT).unwrap())
     }
@@ -205,6 +234,39 @@ mod tests {
         assert_eq!(read(vec![created.clone(), written]), (None, U256::ZERO));
         // Not emptied, it keeps what it has.
         assert_eq!(read(vec![created, again]), (Some(U256::from(3)), U256::from(99)));
+    }
+
+    /// Hashes are right whether they are looked up or not, so it is the list's arrival that is waited for here.
+    #[test]
+    fn the_executor_gets_the_hashes_of_its_list() {
+        let pipeline =
+            Pipeline::open(Arc::new(empty_store()), PipelineConfig::default().with_bal_driven(true)).unwrap();
+        let (listed, other) = (Address::with_last_byte(1), Address::with_last_byte(2));
+        let (slot, other_slot) = (U256::from(5), U256::from(6));
+        let list = [AccountChanges { storage_reads: vec![slot], ..AccountChanges::new(listed) }];
+        let facts = BlockFacts {
+            block: BlockNumHash::new(1, B256::repeat_byte(1)),
+            parent_hash: B256::ZERO,
+            timestamp: 0,
+            gas_limit: 60_000_000,
+            tx_count: 0,
+            expected_state_root: None,
+            expected_bal_hash: None,
+        };
+        let request = BlockRequest::new(facts).with_sourced_bal(foldgate_bal::encode(&list));
+        let Begun::Started(handle) = pipeline.begin(request).unwrap() else { panic!("a new block") };
+        let state = handle.parent_state();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while state.listed.get().is_none() {
+            assert!(Instant::now() < deadline, "the list never came");
+            thread::yield_now();
+        }
+        assert_eq!(state.listed.get().unwrap().keys().hashed_slot(&listed, &slot), Some(hash_slot(&slot)));
+        for (address, slot) in [(listed, slot), (listed, other_slot), (other, slot), (other, other_slot)] {
+            assert_eq!((state.hash_address(&address), state.hash_slot(&address, &slot)), {
+                (keccak256(address), keccak256(slot.to_be_bytes::<32>()))
+            });
+        }
     }
 
     #[test]

@@ -70,15 +70,14 @@ impl Lists {
     pub(super) fn get(&self, block: &Block) -> Result<List, ReplayError> {
         let Some(raw) = self.files.get(block.header.number, block.hash)? else { return Ok(List::None) };
         let limits = BalLimits::from(&block.facts());
-        let checked = match block.header.block_access_list_hash {
-            Some(expected) => Bal::decode_checked(raw.clone(), expected, &limits).map(|_| List::Payload(raw)),
-            None => Bal::decode(raw.clone())
-                .map_err(Into::into)
-                .and_then(|list| list.validate(&limits).map_err(Into::into))
-                .map(|()| List::Sourced(raw)),
-        };
-        let fault = |source| ReplayError::List { directory: self.directory.clone(), block: block.num_hash(), source };
-        checked.map_err(fault)
+        let expected_hash = block.header.block_access_list_hash;
+        match Bal::decode_checked(raw.clone(), expected_hash, &limits) {
+            Ok(_) if expected_hash.is_some() => Ok(List::Payload(raw)),
+            Ok(_) => Ok(List::Sourced(raw)),
+            Err(source) => {
+                Err(ReplayError::List { directory: self.directory.clone(), block: block.num_hash(), source })
+            }
+        }
     }
 }
 

@@ -27,7 +27,7 @@ impl<S: TrieStore> Calculator<S> {
         let block = entry.block();
         entry.timings.verdict = entry.arrival.elapsed();
         let bal = match &entry.bal {
-            BalStage::Ready(prepared) => Some(prepared.bal.raw().clone()),
+            BalStage::Ready(bal) => Some(bal.raw().clone()),
             BalStage::None | BalStage::Preparing => None,
         };
         entry.fold = FoldStage::Idle;

@@ -89,19 +89,19 @@ impl<S: TrieStore> Calculator<S> {
             match &result.rebuilt_bal {
                 None => return Some(Progress::Failed(Failure::NotRebuilt)),
                 Some(rebuilt) if rebuilt.hash != expected => {
-                    return Some(Progress::Invalid(bal_mismatch(rebuilt, expected, prepared.map(|p| &p.bal))));
+                    return Some(Progress::Invalid(bal_mismatch(rebuilt, expected, prepared.map(|bal| &**bal))));
                 }
                 Some(_) => {}
             }
         } else if let (Some(prepared), Some(rebuilt)) = (prepared, &result.rebuilt_bal)
-            && rebuilt.hash != prepared.bal.hash()
+            && rebuilt.hash != prepared.hash()
         {
             let recorded = recorded.clone();
             self.drop_bal(entry, SkipReason::NotConfirmed);
             return self.publish_executed(entry, recorded);
         }
-        let confirmed = || Some(result.rebuilt_bal.as_ref()?.hash == prepared?.bal.hash()).filter(|same| *same);
-        let state = recorded.clone().or_else(|| confirmed().and(prepared).map(|prepared| Arc::clone(&prepared.state)));
+        let confirmed = || Some(result.rebuilt_bal.as_ref()?.hash == prepared?.hash()).filter(|same| *same);
+        let state = recorded.clone().or_else(|| confirmed().and(prepared).map(|bal| Arc::clone(bal.post_state())));
         self.publish_executed(entry, state)
     }
 
@@ -124,7 +124,7 @@ impl<S: TrieStore> Calculator<S> {
             return None;
         }
         let state = match (&entry.mode, &entry.bal) {
-            (Mode::BalDriven, BalStage::Ready(prepared)) => Arc::clone(&prepared.state),
+            (Mode::BalDriven, BalStage::Ready(bal)) => Arc::clone(bal.post_state()),
             (Mode::BalDriven, _) => return None,
             (Mode::Incremental(_), _) => Arc::clone(entry.executed.as_ref()?),
         };
@@ -236,8 +236,7 @@ impl<S: TrieStore> Calculator<S> {
 }
 
 fn bal_mismatch(rebuilt: &RebuiltBal, expected: B256, given: Option<&foldgate_bal::Bal>) -> InvalidReason {
-    let difference = given
-        .zip(rebuilt.list.as_ref())
-        .and_then(|(given, rebuilt)| foldgate_bal::first_mismatch(given.accounts(), rebuilt).map(Arc::new));
+    let difference =
+        given.zip(rebuilt.list.as_ref()).and_then(|(given, rebuilt)| given.first_mismatch(rebuilt).map(Arc::new));
     InvalidReason::BalMismatch { got: rebuilt.hash, expected, difference }
 }

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
 
 use foldgate_bal::{
-    Bal, BalError, BalField, BalLimits, ChangeList, RlpFault, Violation, bal_hash, decode, encode, validate,
+    Bal, BalError, BalField, BalLimits, ChangeList, RlpFault, Violation, bal_hash, decode, encode, validate, writes,
 };
 use foldgate_core::writes::StateWrites;
 use foldgate_testing::{
@@ -15,6 +15,8 @@ use foldgate_testing::{
     fixtures_or_skip,
     oracle::PlainState,
 };
+
+use crate::one_pass;
 
 fn each_test(path: &Path, mut visit: impl FnMut(BlockchainTest)) {
     visit_files(path, &mut |file| {
@@ -67,17 +69,18 @@ fn check_valid(test: &BlockchainTest, counts: &mut ValidCounts) {
         let raw = encode(&list.accounts);
         let limits = limits_of(block).unwrap_or_else(|| panic!("{at} does not decode"));
         assert_eq!(limits.gas_limit, header.gas_limit, "{at}");
-        let bal = Bal::decode_checked(raw, expected_hash, &limits).unwrap_or_else(|error| panic!("{at}: {error}"));
+        one_pass::check(&raw, &limits).unwrap_or_else(|error| panic!("{at}: {error}"));
+        let bal = Bal::decode_checked(raw, Some(expected_hash), &limits).unwrap_or_else(|e| panic!("{at}: {e}"));
         assert_eq!(bal.accounts(), list.accounts, "{at}");
         assert_eq!(bal.first_mismatch(&list.accounts), None, "{at}");
         let named: usize = list.accounts.iter().map(|account| 1 + account.storage_slots().count()).sum();
-        assert_eq!(bal.touches().count(), named, "{at}");
+        assert_eq!(bal.keys().account_count() + bal.keys().slot_count(), named, "{at}");
         let too_low = BalLimits::new(limits.tx_count, named as u64 * 2000 - 1);
-        assert!(matches!(bal.validate(&too_low), Err(Violation::TooManyItems { .. })), "{at}");
+        assert!(matches!(validate(bal.accounts(), &too_low), Err(Violation::TooManyItems { .. })), "{at}");
 
         linear &= header.parent_hash == parent;
         parent = header.hash();
-        apply(&mut state, &bal.writes(None));
+        apply(&mut state, &writes(bal.accounts(), None));
         counts.blocks += 1;
     }
     if let (true, Some(post_state)) = (linear && parent == test.last_block_hash, &test.post_state) {
@@ -145,7 +148,9 @@ fn lists_with_a_faulty_structure_are_refused_for_that_fault() {
             for block in test.blocks.iter().filter(|block| !block.is_valid()) {
                 let (Some(list), Some(limits)) = (&block.block_access_list, limits_of(block)) else { continue };
                 let expected_hash = block.block_access_list_hash().expect("the file states the header's hash");
-                let outcome = Bal::decode_checked(encode(&list.accounts), expected_hash, &limits);
+                let raw = encode(&list.accounts);
+                one_pass::check(&raw, &limits).unwrap_or_else(|error| panic!("{}: {error}", test.name));
+                let outcome = Bal::decode_checked(raw, Some(expected_hash), &limits);
                 match (outcome, planted_fault(&test.name)) {
                     (Err(error), Some(is_planted)) => {
                         assert!(is_planted(&error), "{}: {error}", test.name);
@@ -172,8 +177,8 @@ fn published_encodings_are_reproduced() {
     let vectors = bal_vectors::read_bal_vectors(&path).unwrap();
     assert_eq!(vectors.len(), 3);
     for vector in vectors {
-        let bal = Bal::from_accounts(vector.list.accounts.clone()).unwrap();
-        assert_eq!((bal.raw(), bal.hash()), (&vector.rlp, vector.hash), "{}", vector.name);
+        let raw = encode(&vector.list.accounts);
+        assert_eq!((&raw, bal_hash(&raw)), (&vector.rlp, vector.hash), "{}", vector.name);
         assert_eq!(decode(&vector.rlp), Ok(vector.list.accounts), "{}", vector.name);
     }
     let invalid = bal_vectors::read_invalid_bal_vectors(&path).unwrap();
@@ -182,7 +187,7 @@ fn published_encodings_are_reproduced() {
         let expected_hash = vector.header.block_access_list_hash.unwrap();
         // The source left the transactions out: an index can be as high as it likes.
         let limits = BalLimits::new(u64::from(u32::MAX), vector.header.gas_limit);
-        let error = Bal::decode_checked(encode(&vector.list.accounts), expected_hash, &limits).unwrap_err();
+        let error = Bal::decode_checked(encode(&vector.list.accounts), Some(expected_hash), &limits).unwrap_err();
         let as_named = match vector.name.as_str() {
             name if name.contains("account_order") => {
                 matches!(error, BalError::Violation(Violation::AccountOrder { .. }))
@@ -220,5 +225,7 @@ fn mainnet_lists_with_leading_zeros_are_refused_until_they_are_canonical() {
         assert_eq!(decode(&raw).as_ref(), Ok(&list.accounts), "block {}", list.number);
         let outcome = validate(&list.accounts, &BalLimits::new(1_000, 36_000_000));
         assert_eq!(outcome, Ok(()), "block {} ({})", list.number, bal_hash(&raw));
+        one_pass::check(&raw, &BalLimits::new(1_000, 36_000_000))
+            .unwrap_or_else(|error| panic!("block {}: {error}", list.number));
     }
 }

@@ -22,7 +22,7 @@ use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch, Touch, bal_hash};
 use foldgate_core::{
     AccountInfo, BlockFacts, HashedPostState, KeyHasher, Layer, Overlay, StateReader as _, TrieReader, TrieStore,
     keys::{hash_address, hash_slot},
-    resolve,
+    resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
 };
 
@@ -150,7 +150,7 @@ pub(crate) fn resolve_and_fold<R: TrieReader>(
     ready: Instant,
 ) -> Result<Folded, FoldError<R::Error>> {
     let begin = Instant::now();
-    let changes = resolve(state, parent).map_err(FoldError::Read)?;
+    let changes = resolve_with(state, parent, options).map_err(FoldError::Read)?;
     let resolved = Instant::now();
     let outcome = fold(parent, changes, options)?;
     Ok(Folded { outcome, gate_wait: begin - ready, resolve: resolved - begin, fold: resolved.elapsed() })

@@ -15,6 +15,7 @@
 
 pub mod account;
 pub mod block;
+pub mod cache;
 pub mod diff;
 pub mod hashed;
 pub mod keys;
@@ -32,6 +33,7 @@ pub mod writes;
 pub use account::{Account, AccountInfo};
 pub use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 pub use block::{BlockAccessIndex, BlockFacts, BlockHash, BlockNumHash, BlockNumber, StateAnchor};
+pub use cache::{CacheStats, Cached, PageCache, TouchedAccount, TouchedSlot, Warmed};
 pub use diff::{AccountChange, LeafChanges, ReverseDiff, SlotChange, StateDiff};
 pub use hashed::{AccountDelta, EmptyAccounts, HashedPostState};
 pub use keys::KeyHasher;

@@ -1,5 +1,5 @@
-//! The core of foldgate: state types, storage traits, and the trie fold. It does no I/O, names no backend, and knows
-//! no thread's protocol.
+//! The core of foldgate: state types, storage traits, the trie fold, and the page cache over a store. It does no I/O, names
+//! no backend, and knows no thread's protocol but the cache's own ([`cache`]).
 //!
 //! The way of a block through it:
 //!

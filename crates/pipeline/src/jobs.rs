@@ -20,7 +20,8 @@ use alloy_primitives::{B256, Bytes};
 use crossbeam_channel::{Receiver, Sender};
 use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch, Touch, bal_hash};
 use foldgate_core::{
-    AccountInfo, BlockFacts, HashedPostState, KeyHasher, Layer, Overlay, StateReader as _, TrieReader, TrieStore,
+    AccountInfo, BlockFacts, Cached, HashedPostState, KeyHasher, Layer, Overlay, PageCache, TouchedAccount,
+    TouchedSlot, TrieReader, TrieStore,
     keys::{hash_address, hash_slot},
     resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
@@ -31,7 +32,6 @@ use parking_lot::Mutex;
 use crate::{
     handle::{AttemptId, Shared},
     verdict::Failure,
-    warm::Warm,
 };
 
 /// A decoded, validated access list and the leaves that it claims.
@@ -88,7 +88,7 @@ pub(crate) enum JobMessage<S: TrieStore> {
     },
     Committed {
         layer: Arc<Layer>,
-        result: Result<S::Snapshot, Failure>,
+        result: Result<Cached<S::Snapshot>, Failure>,
     },
 }
 
@@ -110,42 +110,37 @@ pub(crate) fn prepare(raw: &Bytes, facts: &BlockFacts) -> Prepared {
     }
 }
 
-/// Reads the records that a list names, read or written, into the snapshot's cache, in order of their keys. Stops when
-/// told to, and at the first failure: whoever needs the record will meet it again.
-pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Warm<R>, stop: impl Fn() -> bool) {
-    let mut touched = Vec::<(B256, Vec<B256>)>::new();
+/// Brings what a list names into the page cache: the records, read or written, and the rows on the paths of what it
+/// changes. Stops when told to, and at the first failure: whoever needs the record will meet it again.
+pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Cached<R>, stop: impl Fn() -> bool) {
+    let mut touched = Vec::<TouchedAccount>::new();
     for touch in bal.touches() {
         match (touch, touched.last_mut()) {
-            (Touch::Account { address, .. }, _) => touched.push((hash_address(&address), Vec::new())),
-            (Touch::Slot { slot, .. }, Some((_, slots))) => slots.push(hash_slot(&slot)),
+            (Touch::Account { address, written }, _) => {
+                touched.push(TouchedAccount {
+                    hashed_address: hash_address(&address),
+                    changed: written,
+                    slots: Vec::new(),
+                });
+            }
+            (Touch::Slot { slot, written, .. }, Some(account)) => {
+                account.slots.push(TouchedSlot { hashed_slot: hash_slot(&slot), changed: written });
+            }
             // A slot comes after its account.
             (Touch::Slot { .. }, None) => {}
         }
     }
-    touched.sort_unstable_by_key(|(hashed_address, _)| *hashed_address);
-    for (hashed_address, mut slots) in touched {
-        if stop() {
-            return;
-        }
-        slots.sort_unstable();
-        match reader.account(&hashed_address) {
-            Ok(Some(_)) => {}
-            // An account that does not exist has no slots.
-            Ok(None) => continue,
-            Err(_) => return,
-        }
-        for hashed_slot in slots {
-            if stop() || reader.storage(&hashed_address, &hashed_slot).is_err() {
-                return;
-            }
-        }
+    touched.sort_unstable_by_key(|account| account.hashed_address);
+    for account in &mut touched {
+        account.slots.sort_unstable_by_key(|slot| slot.hashed_slot);
     }
+    let _as_far_as_it_got = reader.warm(&touched, stop);
 }
 
 /// Resolves accumulated changes, which were at hand since `ready`, against the parent's state and folds them.
 pub(crate) fn resolve_and_fold<R: TrieReader>(
     state: &HashedPostState,
-    parent: &Overlay<Warm<R>>,
+    parent: &Overlay<Cached<R>>,
     options: &FoldOptions,
     ready: Instant,
 ) -> Result<Folded, FoldError<R::Error>> {
@@ -159,7 +154,7 @@ pub(crate) fn resolve_and_fold<R: TrieReader>(
 /// Whether executed writes lead from the parent's state to the state that was folded.
 pub(crate) fn leads_to<R: TrieReader>(
     executed: &HashedPostState,
-    parent: &Overlay<Warm<R>>,
+    parent: &Overlay<Cached<R>>,
     folded: &FoldOutcome,
 ) -> Result<bool, R::Error> {
     let changes = resolve(executed, parent)?;
@@ -239,14 +234,24 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// The committer's loop: makes blocks durable, one after the other in the order in which they come. After a failure it
-/// commits nothing more.
-pub(crate) fn commit_loop<S: TrieStore>(store: &S, layers: &Receiver<Arc<Layer>>, answers: &Sender<JobMessage<S>>) {
+/// The committer's loop: makes blocks durable, one after the other in the order in which they come, and takes the page
+/// cache along, before anyone reads the new durable state. After a failure it commits nothing more.
+pub(crate) fn commit_loop<S: TrieStore>(
+    store: &S,
+    cache: &Arc<PageCache>,
+    layers: &Receiver<Arc<Layer>>,
+    answers: &Sender<JobMessage<S>>,
+) {
     for layer in layers {
-        let commit = || store.commit(&layer.to_batch()).and_then(|()| store.snapshot());
+        let commit = || -> Result<_, S::Error> {
+            let batch = layer.to_batch();
+            store.commit(&batch)?;
+            cache.advance(batch.parent, layer.anchor.block, &batch.rows);
+            Ok(Cached::new(store.snapshot()?, Arc::clone(cache)))
+        };
         // A panic must not leave those waiting who wait for the block to become durable.
         let result = match catch_unwind(AssertUnwindSafe(commit)) {
-            Ok(Ok(snapshot)) => Ok(snapshot),
+            Ok(Ok(base)) => Ok(base),
             Ok(Err(error)) => Err(Failure::Commit { block: layer.anchor.block, error: Arc::new(error) }),
             Err(payload) => Err(Failure::Panicked(panic_message(payload.as_ref()))),
         };

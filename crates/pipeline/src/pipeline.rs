@@ -15,7 +15,7 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use foldgate_core::{BlockHash, BlockNumHash, StateAnchor, TrieReader, TrieStore};
+use foldgate_core::{BlockHash, BlockNumHash, CacheStats, Cached, PageCache, StateAnchor, TrieReader, TrieStore};
 
 use crate::{
     calculator::{Calculator, Control, Inbox, Request},
@@ -29,7 +29,6 @@ use crate::{
     request::BlockRequest,
     tree::Tree,
     verdict::{Failure, Verdict},
-    warm::Warm,
 };
 
 /// Why a pipeline could not be opened.
@@ -138,6 +137,7 @@ pub struct Pipeline<S: TrieStore> {
     results: Sender<Execution>,
     control: Sender<Control>,
     counters: Arc<Counters>,
+    cache: Arc<PageCache>,
     permits: Arc<Permits>,
     max_in_flight: usize,
     attempts: AtomicU64,
@@ -161,7 +161,10 @@ impl<S: TrieStore> Pipeline<S> {
     /// # Errors
     /// If the store is empty or fails, or a thread cannot be started.
     pub fn open(store: Arc<S>, config: PipelineConfig) -> Result<Self, OpenError<S::Error>> {
-        let base = Warm::new(store.snapshot().map_err(OpenError::Store)?);
+        let snapshot = store.snapshot().map_err(OpenError::Store)?;
+        let cache = Arc::new(PageCache::new(config.page_cache_bytes));
+        cache.reset(snapshot.anchor().block);
+        let base = Cached::new(snapshot, Arc::clone(&cache));
         let (requests, requests_in) = unbounded();
         let (results, results_in) = unbounded();
         let (answers, answers_in) = unbounded();
@@ -183,9 +186,10 @@ impl<S: TrieStore> Pipeline<S> {
             touched: std::collections::VecDeque::new(),
         };
         let inbox = Inbox { requests: requests_in, results: results_in, answers: answers_in, control: control_in };
+        let committed = Arc::clone(&cache);
         let committer = thread::Builder::new()
             .name("foldgate-committer".to_owned())
-            .spawn(move || jobs::commit_loop(&*store, &commits_in, &answers))
+            .spawn(move || jobs::commit_loop(&*store, &committed, &commits_in, &answers))
             .map_err(OpenError::Thread)?;
         let calculator = thread::Builder::new()
             .name("foldgate-calculator".to_owned())
@@ -196,6 +200,7 @@ impl<S: TrieStore> Pipeline<S> {
             results,
             control,
             counters,
+            cache,
             permits: Permits::new(max_in_flight),
             max_in_flight: max_in_flight.get(),
             attempts: AtomicU64::new(0),
@@ -261,6 +266,11 @@ impl<S: TrieStore> Pipeline<S> {
     /// What was done so far.
     pub fn counters(&self) -> CounterSnapshot {
         self.counters.snapshot()
+    }
+
+    /// What the page cache did and holds.
+    pub fn page_cache(&self) -> CacheStats {
+        self.cache.stats()
     }
 
     /// How many blocks are between their arrival and their end: judged and, where canonical, durable.

@@ -4,7 +4,7 @@
 //!   ParentState --waits at--> StateGate --opens to--> StateView
 //!                                                       executed, root not folded yet: ExecutedLayer, newest first
 //!                                                       committed in memory:           Overlay's layers
-//!                                                       durable:                       snapshot + warm-up cache
+//!                                                       durable:                       snapshot behind the page cache
 //! ```
 //!
 //! Invariant: a layer above wins over the layers below it, field by field and slot by slot.
@@ -13,10 +13,11 @@ use std::sync::{Arc, OnceLock};
 
 use alloy_primitives::{B256, Bytes, U256};
 use foldgate_core::{
-    AccountInfo, BlockHash, BlockNumHash, BlockNumber, EmptyAccounts, HashedPostState, Overlay, StateReader, TrieReader,
+    AccountInfo, BlockHash, BlockNumHash, BlockNumber, Cached, EmptyAccounts, HashedPostState, Overlay, StateReader,
+    TrieReader,
 };
 
-use crate::{gate::StateGate, halt::Halt, warm::Warm};
+use crate::{gate::StateGate, halt::Halt};
 
 /// What the execution of one block changed, before its root is known.
 #[derive(Debug, Clone)]
@@ -30,7 +31,7 @@ pub(crate) struct ExecutedLayer {
 pub(crate) struct StateView<R> {
     /// Newest first.
     pub(crate) executed: Vec<ExecutedLayer>,
-    pub(crate) committed: Overlay<Warm<R>>,
+    pub(crate) committed: Overlay<Cached<R>>,
 }
 
 impl<R: TrieReader> StateView<R> {
@@ -155,7 +156,7 @@ impl<R: TrieReader> StateReader for ParentState<R> {
 #[cfg(test)]
 mod tests {
     use foldgate_core::{
-        AccountDelta, MemoryStore, TrieStore,
+        AccountDelta, MemoryStore, PageCache, TrieStore,
         trie::bulk::{GenesisAccount, StateLoad, genesis_items},
     };
 
@@ -182,7 +183,8 @@ mod tests {
         let source = none.into_iter().map(Ok::<_, std::convert::Infallible>);
         store.load(StateLoad::new(source, BlockNumHash::new(0, B256::ZERO))).unwrap();
         executed.reverse();
-        let committed = Overlay::new(Warm::new(store.snapshot().unwrap()), Vec::new()).unwrap();
+        let base = Cached::new(store.snapshot().unwrap(), Arc::new(PageCache::new(0)));
+        let committed = Overlay::new(base, Vec::new()).unwrap();
         let view = StateView { executed, committed };
         (view.account_info(&ADDRESS).unwrap().map(|info| info.balance), view.storage(&ADDRESS, &SLOT).unwrap())
     }

@@ -1,15 +1,17 @@
-//! What a read costs: single reads against batches, on any backend. Run by hand; its figures are for the machine's owner.
+//! What a read costs: single reads against batches and against the page cache, on any backend. Run by hand; its figures are for the machine's owner.
 
 use std::{
     convert::Infallible,
     hint::black_box,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use alloy_primitives::{B256, U256, keccak256};
 use foldgate_core::{
-    Account, BlockNumHash, LoadSource, Nibbles, NodeKey, Rows, StateAnchor, StateReader, TrieId, TrieReader, TrieStore,
+    Account, BlockNumHash, Cached, LoadSource, Nibbles, NodeKey, PageCache, Rows, StateAnchor, StateReader, TrieId,
+    TrieReader, TrieStore,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -95,4 +97,15 @@ pub fn measure_reads(store: &impl TrieStore, accounts: u64) {
         report("rows, one by one", &|batch| batch.iter().for_each(|key| drop(black_box(snapshot.node(&path(key))))));
         report("rows, batched", &|batch| drop(black_box(snapshot.nodes(&paths(batch)))));
     }
+    let cache = Arc::new(PageCache::new(256 << 20));
+    cache.reset(snapshot.anchor().block);
+    let cached = Cached::new(snapshot.clone(), Arc::clone(&cache));
+    for round in ["a cache that fills", "a full cache"] {
+        println!("-- {round}");
+        report("accounts, one by one", &|batch| batch.iter().for_each(|key| drop(black_box(cached.account(key)))));
+        report("accounts, batched", &|batch| drop(black_box(cached.accounts(batch))));
+        report("slots, batched", &|batch| drop(black_box(cached.slots(&pairs(batch)))));
+        report("rows, batched", &|batch| drop(black_box(cached.nodes(&paths(batch)))));
+    }
+    println!("{:?}", cache.stats());
 }

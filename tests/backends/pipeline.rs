@@ -22,6 +22,7 @@ stamp_all!([
     execution_runs_ahead_of_the_fold,
     siblings_fold_from_their_own_parent,
     the_durable_state_carries_a_second_batch,
+    the_page_cache_outlives_commits,
 ]);
 
 fn chain(seed: u64, length: usize, size: SimSize) -> Vec<SimBlock> {
@@ -172,4 +173,32 @@ fn the_durable_state_carries_a_second_batch<F: StoreFactory>(factory: &F) {
         drop(pipeline);
     }
     assert_state(&*store, &blocks[12]);
+}
+
+/// Each block is durable before the next one begins, so that what is read lies in the cache or in the store.
+fn the_page_cache_outlives_commits<F: StoreFactory>(factory: &F) {
+    let blocks = chain(6, 20, SimSize::default());
+    let store = load(factory.fresh(), &blocks[0]);
+    // One store goes on from budget to budget.
+    for (part, budget) in [0, 20 << 10, 64 << 20].into_iter().enumerate() {
+        let config = PipelineConfig::default().with_bal_driven(true).with_page_cache_bytes(budget);
+        let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
+        for block in &blocks[1 + part * 6..][..6] {
+            let handle = start(&pipeline, request(block));
+            let verdict = valid(execute(handle, block).wait());
+            assert_eq!(verdict.computed_state_root, block.state_root);
+            pipeline.flush().unwrap();
+        }
+        let stats = pipeline.page_cache();
+        assert!(stats.bytes <= budget as u64, "{stats:?}");
+        match budget {
+            0 => assert_eq!((stats.hits, stats.misses), (0, 0), "{stats:?}"),
+            _ => assert!(stats.hits > 0 && stats.entries > 0, "{stats:?}"),
+        }
+        if part == 2 {
+            // Branches of the blocks before are in memory and are not looked up.
+            assert!(2 * stats.hits > stats.misses, "{stats:?}");
+        }
+    }
+    assert_state(&*store, &blocks[18]);
 }

@@ -186,6 +186,7 @@ fn config(dice: &mut Dice) -> PipelineConfig {
         max_in_flight: size(1 + dice.roll(24)),
         max_orphans: dice.roll(8) as usize,
         max_remembered: if dice.one_in(2) { 1024 } else { dice.roll(4) as usize },
+        page_cache_bytes: [0, 20 << 10, 256 << 20][dice.roll(3) as usize],
     }
 }
 

@@ -1,5 +1,5 @@
-//! The core of foldgate: state types, storage traits, and the trie fold. It does no I/O, names no backend, and knows
-//! no thread's protocol.
+//! The core of foldgate: state types, storage traits, the trie fold, and the page cache over a store. It does no I/O, names
+//! no backend, and knows no thread's protocol but the cache's own ([`cache`]).
 //!
 //! The way of a block through it:
 //!
@@ -15,6 +15,7 @@
 
 pub mod account;
 pub mod block;
+pub mod cache;
 pub mod diff;
 pub mod hashed;
 pub mod keys;
@@ -32,13 +33,14 @@ pub mod writes;
 pub use account::{Account, AccountInfo};
 pub use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 pub use block::{BlockAccessIndex, BlockFacts, BlockHash, BlockNumHash, BlockNumber, StateAnchor};
+pub use cache::{CacheStats, Cached, PageCache, TouchedAccount, TouchedSlot, Warmed};
 pub use diff::{AccountChange, LeafChanges, ReverseDiff, SlotChange, StateDiff};
 pub use hashed::{AccountDelta, EmptyAccounts, HashedPostState};
 pub use keys::KeyHasher;
 pub use memory::{MemoryError, MemorySnapshot, MemoryStore};
 pub use node::{NodeKey, TrieId, TrieUpdates};
 pub use overlay::{BrokenOverlay, Layer, Overlay};
-pub use resolve::resolve;
+pub use resolve::{resolve, resolve_with};
 pub use store::{
     BackendError, BalSource, BalStore, CommitBatch, CommittedBlock, LoadError, LoadOrder, LoadSource, Refusal,
     Retention, Rows, StateReader, TrieReader, TrieStore, UnwindBatch,

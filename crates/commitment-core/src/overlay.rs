@@ -15,7 +15,7 @@ use crate::{
     block::{BlockHash, BlockNumHash, BlockNumber, StateAnchor},
     diff::StateDiff,
     node::{NodeKey, TrieId},
-    store::{CommitBatch, CommittedBlock, Rows, StateReader, TrieReader, next_key},
+    store::{CommitBatch, CommittedBlock, Rows, StateReader, TrieReader, next_key, through_batch},
     trie::Version,
 };
 
@@ -215,6 +215,17 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
         let value = |value: U256| (!value.is_zero()).then_some(value);
         let changes = Changes::new(layers, start, |change| change.hashed_slot, |change| value(change.new));
         merge(changes, start, limit, |from, limit| self.base.slots_from(hashed_address, from, limit))
+    }
+
+    fn accounts(&self, hashed_addresses: &[B256]) -> Result<Vec<Option<Account>>, Self::Error> {
+        through_batch(hashed_addresses, |key| self.changed_account(key), |keys| self.base.accounts(keys))
+    }
+
+    fn slots(&self, keys: &[(B256, B256)]) -> Result<Vec<U256>, Self::Error> {
+        let changed = |(hashed_address, hashed_slot): &(B256, B256)| {
+            self.newest_first().find_map(|layer| layer.diff.account(hashed_address)?.slot(hashed_slot))
+        };
+        through_batch(keys, changed, |keys| self.base.slots(keys))
     }
 }
 

@@ -9,64 +9,139 @@
 
 use alloy_primitives::{B256, Bytes, U256, map::B256Map};
 use alloy_trie::EMPTY_ROOT_HASH;
+use rayon::prelude::*;
 
 use crate::{
     account::{Account, AccountInfo},
     diff::{AccountLeafChange, LeafChanges, SlotChange},
     hashed::{AccountDelta, Cleared, HashedPostState},
     store::{TrieReader, next_key},
+    trie::FoldOptions,
 };
 
 /// How many leaves one ordered read asks for when a whole storage trie is removed.
 const SCAN_CHUNK: usize = 1024;
 
-/// Resolves `state` against the state of its parent. Reads the account and the old value of each slot that it names,
-/// in order of their keys; nothing else, unless storage is removed as a whole.
+/// Resolves `state` against the state of its parent, on the calling thread. Reads the account and the old value of each
+/// slot that it names, in order of their keys and in batches; nothing else, unless storage is removed as a whole.
 ///
 /// # Errors
 /// If a read fails.
 pub fn resolve<R: TrieReader>(state: &HashedPostState, parent: &R) -> Result<LeafChanges, R::Error> {
-    let mut sorted: Vec<_> = state.accounts.iter().collect();
-    sorted.sort_unstable_by_key(|(hashed_address, _)| **hashed_address);
+    resolve_with(state, parent, &FoldOptions::SERIAL)
+}
+
+/// [`resolve`], with large batches of reads shared out to threads where the options allow it. They change no result.
+///
+/// # Errors
+/// If a read fails.
+pub fn resolve_with<R: TrieReader>(
+    state: &HashedPostState,
+    parent: &R,
+    options: &FoldOptions,
+) -> Result<LeafChanges, R::Error> {
+    let mut sorted: Vec<_> = state.accounts.iter().map(|(key, delta)| (*key, delta)).collect();
+    sorted.sort_unstable_by_key(|(hashed_address, _)| *hashed_address);
+    let keys: Vec<_> = sorted.iter().map(|(hashed_address, _)| *hashed_address).collect();
+    let olds = read_batch(&keys, options, |keys| parent.accounts(keys))?;
+    let pending: Vec<_> = sorted.into_iter().zip(olds).map(|(item, old)| Pending::new(item, old, state)).collect();
+    // Where the parent has no storage, every old value is zero.
+    let keys: Vec<_> =
+        pending.iter().filter(|account| account.slots == SlotReads::Listed).flat_map(Pending::keys).collect();
+    let mut olds = read_batch(&keys, options, |keys| parent.slots(keys))?.into_iter();
     let mut changes = LeafChanges::default();
-    for (hashed_address, delta) in sorted {
-        let old = parent.account(hashed_address)?;
-        let new = delta.merge_info(old.map(Account::into)).filter(|info| state.keeps(info));
-        let slots = resolve_slots(parent, hashed_address, delta, old.as_ref(), new.as_ref())?;
-        if slots.is_empty() && old.as_ref().map(Account::info) == new {
+    for account in &pending {
+        let slots = account.resolve_slots(parent, &mut olds)?;
+        if slots.is_empty() && account.old.as_ref().map(Account::info) == account.new {
             continue;
         }
-        changes.accounts.push(AccountLeafChange { hashed_address: *hashed_address, old, new, slots });
+        let Pending { hashed_address, old, new, .. } = *account;
+        changes.accounts.push(AccountLeafChange { hashed_address, old, new, slots });
     }
     changes.codes = new_codes(&changes.accounts, &state.codes);
     Ok(changes)
 }
 
-fn resolve_slots<R: TrieReader>(
-    parent: &R,
-    hashed_address: &B256,
-    delta: &AccountDelta,
-    old: Option<&Account>,
-    new: Option<&AccountInfo>,
-) -> Result<Vec<SlotChange>, R::Error> {
-    let had_storage = old.is_some_and(|account| account.storage_root != EMPTY_ROOT_HASH);
-    let mut slots = if had_storage && (new.is_none() || delta.cleared != Cleared::Nothing) {
-        removed_slots(parent, hashed_address, delta)?
+/// The fewest keys that are worth another thread.
+const MIN_PART: usize = 256;
+
+/// Reads a batch, in parts beside each other where the options allow it and there is enough to read.
+fn read_batch<K: Sync, V: Send, E: Send>(
+    keys: &[K],
+    options: &FoldOptions,
+    read: impl Fn(&[K]) -> Result<Vec<V>, E> + Sync,
+) -> Result<Vec<V>, E> {
+    let parts = if options.parallel { (keys.len() / MIN_PART).min(rayon::current_num_threads()) } else { 1 };
+    let values = if parts < 2 {
+        read(keys)?
     } else {
-        let mut slots = Vec::with_capacity(delta.storage.len());
-        let mut keys: Vec<_> = delta.storage.iter().collect();
-        keys.sort_unstable_by_key(|(hashed_slot, _)| **hashed_slot);
-        for (hashed_slot, new) in keys {
-            let old = if had_storage { parent.storage(hashed_address, hashed_slot)? } else { U256::ZERO };
-            slots.push(SlotChange { hashed_slot: *hashed_slot, old, new: *new });
-        }
-        slots
+        let parts = keys.par_chunks(keys.len().div_ceil(parts)).map(&read).collect::<Result<Vec<_>, E>>()?;
+        parts.into_iter().flatten().collect()
     };
-    if new.is_none() {
-        slots.iter_mut().for_each(|slot| slot.new = U256::ZERO);
+    debug_assert_eq!(values.len(), keys.len(), "a batch has one answer for each key");
+    Ok(values)
+}
+
+/// Which old values of slots an account's resolution needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SlotReads {
+    /// None: the parent has no storage there.
+    Nothing,
+    /// Those of the slots that the delta lists.
+    Listed,
+    /// All that the parent has: the storage goes as a whole.
+    All,
+}
+
+/// An account between its own resolution and that of its slots.
+struct Pending<'a> {
+    hashed_address: B256,
+    delta: &'a AccountDelta,
+    old: Option<Account>,
+    new: Option<AccountInfo>,
+    /// What the delta lists, sorted.
+    listed: Vec<(B256, U256)>,
+    slots: SlotReads,
+}
+
+impl<'a> Pending<'a> {
+    fn new((hashed_address, delta): (B256, &'a AccountDelta), old: Option<Account>, state: &HashedPostState) -> Self {
+        let new = delta.merge_info(old.map(Account::into)).filter(|info| state.keeps(info));
+        let mut listed: Vec<_> = delta.storage.iter().map(|(slot, value)| (*slot, *value)).collect();
+        listed.sort_unstable_by_key(|(hashed_slot, _)| *hashed_slot);
+        let had_storage = old.is_some_and(|account| account.storage_root != EMPTY_ROOT_HASH);
+        let slots = match had_storage {
+            false => SlotReads::Nothing,
+            true if new.is_none() || delta.cleared != Cleared::Nothing => SlotReads::All,
+            true => SlotReads::Listed,
+        };
+        Self { hashed_address, delta, old, new, listed, slots }
     }
-    slots.retain(|slot| slot.old != slot.new);
-    Ok(slots)
+
+    fn keys(&self) -> impl Iterator<Item = (B256, B256)> {
+        self.listed.iter().map(|(hashed_slot, _)| (self.hashed_address, *hashed_slot))
+    }
+
+    /// The changed slots. `olds` goes on with the old values of the listed ones, if they had to be read.
+    fn resolve_slots<R: TrieReader>(
+        &self,
+        parent: &R,
+        olds: &mut impl Iterator<Item = U256>,
+    ) -> Result<Vec<SlotChange>, R::Error> {
+        let mut slots = match self.slots {
+            SlotReads::All => removed_slots(parent, &self.hashed_address, self.delta)?,
+            reads => {
+                let mut old = || if reads == SlotReads::Listed { olds.next().unwrap_or_default() } else { U256::ZERO };
+                let listed = self.listed.iter();
+                listed.map(|&(hashed_slot, new)| SlotChange { hashed_slot, old: old(), new }).collect()
+            }
+        };
+        if self.new.is_none() {
+            slots.iter_mut().for_each(|slot| slot.new = U256::ZERO);
+        }
+        slots.retain(|slot| slot.old != slot.new);
+        Ok(slots)
+    }
 }
 
 /// Every slot of the parent's storage trie, with what the delta says of it, and the delta's other slots.

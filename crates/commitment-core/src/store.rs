@@ -159,6 +159,33 @@ pub trait TrieReader: StateReader + Clone + 'static {
     /// # Errors
     /// If the underlying storage fails.
     fn slots_from(&self, hashed_address: &B256, start: &B256, limit: usize) -> Result<Vec<(B256, U256)>, Self::Error>;
+
+    /// [`Self::account`] of each key, in the keys' order.
+    ///
+    /// Callers give the keys of a batch in ascending order: that is what implementations are fast with. They answer
+    /// rightly in any order, and a key that stands twice is answered twice.
+    ///
+    /// # Errors
+    /// If the underlying storage fails at any of the keys.
+    fn accounts(&self, hashed_addresses: &[B256]) -> Result<Vec<Option<Account>>, Self::Error> {
+        hashed_addresses.iter().map(|hashed_address| self.account(hashed_address)).collect()
+    }
+
+    /// [`StateReader::storage`] of each `(hashed address, hashed slot)`, in the keys' order; as [`Self::accounts`].
+    ///
+    /// # Errors
+    /// If the underlying storage fails at any of the keys.
+    fn slots(&self, keys: &[(B256, B256)]) -> Result<Vec<U256>, Self::Error> {
+        keys.iter().map(|(hashed_address, hashed_slot)| self.storage(hashed_address, hashed_slot)).collect()
+    }
+
+    /// [`Self::node`] of each key, in the keys' order; as [`Self::accounts`].
+    ///
+    /// # Errors
+    /// If the underlying storage fails at any of the keys.
+    fn nodes(&self, keys: &[NodeKey]) -> Result<Vec<Option<Bytes>>, Self::Error> {
+        keys.iter().map(|key| self.node(key)).collect()
+    }
 }
 
 /// The rows that a commit, an unwind or a load writes. Each list is strictly sorted by its key.
@@ -444,4 +471,28 @@ pub trait BalSource: Send + Sync {
 pub fn next_key(key: &B256) -> Option<B256> {
     let next = U256::from_be_bytes(key.0).checked_add(U256::from(1))?;
     Some(B256::from(next))
+}
+
+/// Answers a batch of reads from what is at hand (`known`) and puts the rest, in the same order, to `below` in one batch.
+pub(crate) fn through_batch<K: Copy, V: Default, E>(
+    keys: &[K],
+    mut known: impl FnMut(&K) -> Option<V>,
+    below: impl FnOnce(&[K]) -> Result<Vec<V>, E>,
+) -> Result<Vec<V>, E> {
+    let (mut unknown, mut places) = (Vec::new(), Vec::new());
+    let mut values = Vec::with_capacity(keys.len());
+    for (place, key) in keys.iter().enumerate() {
+        values.push(known(key).unwrap_or_else(|| {
+            unknown.push(*key);
+            places.push(place);
+            V::default()
+        }));
+    }
+    if unknown.is_empty() {
+        return Ok(values);
+    }
+    for (place, value) in places.into_iter().zip(below(&unknown)?) {
+        values[place] = value;
+    }
+    Ok(values)
 }

@@ -25,7 +25,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use alloy_primitives::Bytes;
 use crossbeam_channel::{Receiver, Sender, select_biased};
-use foldgate_core::{BlockHash, BlockNumHash, Layer, StateAnchor, TrieReader, TrieStore, trie::FoldError};
+use foldgate_core::{BlockHash, BlockNumHash, Cached, Layer, StateAnchor, TrieReader, TrieStore, trie::FoldError};
 
 use crate::{
     config::PipelineConfig,
@@ -38,7 +38,6 @@ use crate::{
     request::{BalInput, BlockRequest},
     tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node, ParentStatus, Tree},
     verdict::{BlockTimings, ConfirmedBy, Failure, InvalidReason, Mode},
-    warm::Warm,
 };
 
 /// A request at a block's arrival.
@@ -242,7 +241,7 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    fn prepare(&self, shared: &Arc<Shared<S::Snapshot>>, raw: Bytes, base: Warm<S::Snapshot>) {
+    fn prepare(&self, shared: &Arc<Shared<S::Snapshot>>, raw: Bytes, base: Cached<S::Snapshot>) {
         let (shared, answers, warm_up) = (Arc::clone(shared), self.answers.clone(), self.config.warm_up);
         self.pool.spawn(&self.answers, &Arc::clone(&shared), move || {
             let begin = Instant::now();
@@ -258,7 +257,7 @@ impl<S: TrieStore> Calculator<S> {
             let good = Arc::clone(good);
             let answered = answers.send(JobMessage::Prepared { attempt, prepared, took });
             if warm_up && answered.is_ok() {
-                jobs::warm_up(good.keys(), &base, || shared.gate.token().is_cancelled());
+                jobs::warm_up(&good, &base, || shared.gate.token().is_cancelled());
             }
             None
         });

@@ -5,6 +5,9 @@ use std::{env, num::NonZeroUsize, thread};
 /// The environment variable that turns the BAL-driven mode on and off.
 pub const BAL_DRIVEN_VARIABLE: &str = "BAL_DRIVEN_COMMITMENT";
 
+/// The environment variable that sets the budget of the page cache, in bytes.
+pub const PAGE_CACHE_BYTES_VARIABLE: &str = "FOLDGATE_PAGE_CACHE_BYTES";
+
 /// Which blocks' state is made durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Canonical {
@@ -38,6 +41,9 @@ pub struct PipelineConfig {
     pub on_early_mismatch: OnEarlyMismatch,
     /// Whether a block's records are read ahead of its execution.
     pub warm_up: bool,
+    /// How many bytes of memory the page cache over the durable state may take; with none, every read that no block in
+    /// memory answers goes to the store.
+    pub page_cache_bytes: usize,
     /// Threads for decoding, warming up and folding.
     pub threads: NonZeroUsize,
     /// How many blocks may be between their arrival and their end; further ones are refused as busy. A block ends with
@@ -58,6 +64,7 @@ impl Default for PipelineConfig {
             canonical: Canonical::Auto,
             on_early_mismatch: OnEarlyMismatch::Fail,
             warm_up: true,
+            page_cache_bytes: 256 << 20,
             threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
             // UNWRAP: the constant is not zero.
             max_in_flight: NonZeroUsize::new(64).unwrap(),
@@ -69,23 +76,28 @@ impl Default for PipelineConfig {
 
 /// An environment variable that does not parse.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{variable} is {got:?}: expected one of 1, 0, true, false, on, off")]
+#[error("{variable} is {got:?}: expected {expected}")]
 pub struct ConfigError {
     /// The variable.
     pub variable: &'static str,
     /// Its value.
     pub got: String,
+    /// What it may be.
+    pub expected: &'static str,
 }
 
 impl PipelineConfig {
     /// The default settings, with the modes that the environment names.
     ///
     /// # Errors
-    /// If a variable is set to something else than a switch.
+    /// If a variable is set to something that it cannot be.
     pub fn from_env() -> Result<Self, ConfigError> {
         let mut config = Self::default();
         if let Some(on) = switch(BAL_DRIVEN_VARIABLE, env::var_os(BAL_DRIVEN_VARIABLE))? {
             config.bal_driven = on;
+        }
+        if let Some(bytes) = number(PAGE_CACHE_BYTES_VARIABLE, env::var_os(PAGE_CACHE_BYTES_VARIABLE))? {
+            config.page_cache_bytes = bytes;
         }
         Ok(config)
     }
@@ -96,6 +108,13 @@ impl PipelineConfig {
         self.bal_driven = on;
         self
     }
+
+    /// Sets the budget of the page cache explicitly.
+    #[must_use]
+    pub const fn with_page_cache_bytes(mut self, bytes: usize) -> Self {
+        self.page_cache_bytes = bytes;
+        self
+    }
 }
 
 fn switch(variable: &'static str, value: Option<std::ffi::OsString>) -> Result<Option<bool>, ConfigError> {
@@ -103,7 +122,21 @@ fn switch(variable: &'static str, value: Option<std::ffi::OsString>) -> Result<O
     match value.to_str().map(str::to_ascii_lowercase).as_deref() {
         Some("1" | "true" | "on") => Ok(Some(true)),
         Some("0" | "false" | "off") => Ok(Some(false)),
-        _ => Err(ConfigError { variable, got: value.to_string_lossy().into_owned() }),
+        _ => {
+            let expected = "one of 1, 0, true, false, on, off";
+            Err(ConfigError { variable, got: value.to_string_lossy().into_owned(), expected })
+        }
+    }
+}
+
+fn number(variable: &'static str, value: Option<std::ffi::OsString>) -> Result<Option<usize>, ConfigError> {
+    let Some(value) = value else { return Ok(None) };
+    match value.to_str().and_then(|digits| digits.parse().ok()) {
+        Some(number) => Ok(Some(number)),
+        None => {
+            let expected = "a number of bytes";
+            Err(ConfigError { variable, got: value.to_string_lossy().into_owned(), expected })
+        }
     }
 }
 
@@ -125,6 +158,19 @@ mod tests {
             let error = parse(bad).unwrap_err();
             assert_eq!(error.got, bad);
             assert!(error.to_string().contains(BAL_DRIVEN_VARIABLE));
+        }
+    }
+
+    #[test]
+    fn numbers_parse_or_are_refused() {
+        let parse = |value: &str| number(PAGE_CACHE_BYTES_VARIABLE, Some(value.into()));
+        assert_eq!(number(PAGE_CACHE_BYTES_VARIABLE, None), Ok(None));
+        assert_eq!(parse("0"), Ok(Some(0)));
+        assert_eq!(parse("268435456"), Ok(Some(256 << 20)));
+        for bad in ["", "-1", "256M", "1e6", "99999999999999999999999"] {
+            let error = parse(bad).unwrap_err();
+            assert_eq!(error.got, bad);
+            assert!(error.to_string().contains(PAGE_CACHE_BYTES_VARIABLE));
         }
     }
 }

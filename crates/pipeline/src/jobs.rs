@@ -18,9 +18,10 @@ use std::{
 
 use alloy_primitives::{B256, Bytes};
 use crossbeam_channel::{Receiver, Sender};
-use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch, ListedKeys};
+use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch};
 use foldgate_core::{
-    AccountInfo, BlockFacts, HashedPostState, Layer, Overlay, StateReader as _, TrieReader, TrieStore, resolve,
+    AccountInfo, BlockFacts, Cached, HashedPostState, Layer, Overlay, PageCache, TouchedAccount, TouchedSlot,
+    TrieReader, TrieStore, resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
 };
 
@@ -29,7 +30,6 @@ use parking_lot::Mutex;
 use crate::{
     handle::{AttemptId, Shared},
     verdict::Failure,
-    warm::Warm,
 };
 
 /// What preparing an access list found.
@@ -79,7 +79,7 @@ pub(crate) enum JobMessage<S: TrieStore> {
     },
     Committed {
         layer: Arc<Layer>,
-        result: Result<S::Snapshot, Failure>,
+        result: Result<Cached<S::Snapshot>, Failure>,
     },
 }
 
@@ -92,36 +92,35 @@ pub(crate) fn prepare(raw: Bytes, facts: &BlockFacts) -> Prepared {
     }
 }
 
-/// Reads the records that a list names, read or written, into the snapshot's cache, in order of their keys. Stops when
-/// told to, and at the first failure: whoever needs the record will meet it again.
-pub(crate) fn warm_up<R: TrieReader>(keys: &ListedKeys, reader: &Warm<R>, stop: impl Fn() -> bool) {
-    for (hashed_address, hashed_slots) in keys.sorted() {
-        if stop() {
-            return;
+/// Brings what a list names into the page cache: the records, read or written, and the rows on the paths of what it
+/// changes. Stops when told to, and at the first failure: whoever needs the record will meet it again.
+pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Cached<R>, stop: impl Fn() -> bool) {
+    let changed = &bal.post_state().accounts;
+    let touched = bal.keys().sorted().map(|(hashed_address, hashed_slots)| {
+        let delta = changed.get(hashed_address);
+        let slot = |hashed_slot: &B256| TouchedSlot {
+            hashed_slot: *hashed_slot,
+            changed: delta.is_some_and(|delta| delta.storage.contains_key(hashed_slot)),
+        };
+        TouchedAccount {
+            hashed_address: *hashed_address,
+            changed: delta.is_some(),
+            slots: hashed_slots.iter().map(slot).collect(),
         }
-        match reader.account(hashed_address) {
-            Ok(Some(_)) => {}
-            // An account that does not exist has no slots.
-            Ok(None) => continue,
-            Err(_) => return,
-        }
-        for hashed_slot in hashed_slots {
-            if stop() || reader.storage(hashed_address, hashed_slot).is_err() {
-                return;
-            }
-        }
-    }
+    });
+    let touched: Vec<_> = touched.collect();
+    let _as_far_as_it_got = reader.warm(&touched, stop);
 }
 
 /// Resolves accumulated changes, which were at hand since `ready`, against the parent's state and folds them.
 pub(crate) fn resolve_and_fold<R: TrieReader>(
     state: &HashedPostState,
-    parent: &Overlay<Warm<R>>,
+    parent: &Overlay<Cached<R>>,
     options: &FoldOptions,
     ready: Instant,
 ) -> Result<Folded, FoldError<R::Error>> {
     let begin = Instant::now();
-    let changes = resolve(state, parent).map_err(FoldError::Read)?;
+    let changes = resolve_with(state, parent, options).map_err(FoldError::Read)?;
     let resolved = Instant::now();
     let outcome = fold(parent, changes, options)?;
     Ok(Folded { outcome, gate_wait: begin - ready, resolve: resolved - begin, fold: resolved.elapsed() })
@@ -130,7 +129,7 @@ pub(crate) fn resolve_and_fold<R: TrieReader>(
 /// Whether executed writes lead from the parent's state to the state that was folded.
 pub(crate) fn leads_to<R: TrieReader>(
     executed: &HashedPostState,
-    parent: &Overlay<Warm<R>>,
+    parent: &Overlay<Cached<R>>,
     folded: &FoldOutcome,
 ) -> Result<bool, R::Error> {
     let changes = resolve(executed, parent)?;
@@ -210,14 +209,24 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// The committer's loop: makes blocks durable, one after the other in the order in which they come. After a failure it
-/// commits nothing more.
-pub(crate) fn commit_loop<S: TrieStore>(store: &S, layers: &Receiver<Arc<Layer>>, answers: &Sender<JobMessage<S>>) {
+/// The committer's loop: makes blocks durable, one after the other in the order in which they come, and takes the page
+/// cache along, before anyone reads the new durable state. After a failure it commits nothing more.
+pub(crate) fn commit_loop<S: TrieStore>(
+    store: &S,
+    cache: &Arc<PageCache>,
+    layers: &Receiver<Arc<Layer>>,
+    answers: &Sender<JobMessage<S>>,
+) {
     for layer in layers {
-        let commit = || store.commit(&layer.to_batch()).and_then(|()| store.snapshot());
+        let commit = || -> Result<_, S::Error> {
+            let batch = layer.to_batch();
+            store.commit(&batch)?;
+            cache.advance(batch.parent, layer.anchor.block, &batch.rows);
+            Ok(Cached::new(store.snapshot()?, Arc::clone(cache)))
+        };
         // A panic must not leave those waiting who wait for the block to become durable.
         let result = match catch_unwind(AssertUnwindSafe(commit)) {
-            Ok(Ok(snapshot)) => Ok(snapshot),
+            Ok(Ok(base)) => Ok(base),
             Ok(Err(error)) => Err(Failure::Commit { block: layer.anchor.block, error: Arc::new(error) }),
             Err(payload) => Err(Failure::Panicked(panic_message(payload.as_ref()))),
         };

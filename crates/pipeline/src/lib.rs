@@ -29,9 +29,10 @@ mod request;
 mod tree;
 mod verdict;
 mod view;
-mod warm;
 
-pub use config::{BAL_DRIVEN_VARIABLE, Canonical, ConfigError, OnEarlyMismatch, PipelineConfig};
+pub use config::{
+    BAL_DRIVEN_VARIABLE, Canonical, ConfigError, OnEarlyMismatch, PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,
+};
 pub use counters::{CounterSnapshot, SkipReason};
 pub use halt::{CancelToken, Halt};
 pub use handle::{BlockHandle, RecordError, VerdictTicket};
@@ -41,4 +42,3 @@ pub use verdict::{
     BlockError, BlockTimings, ConfirmedBy, Failure, InvalidBlock, InvalidReason, Mode, Outcome, ValidBlock, Verdict,
 };
 pub use view::{ParentState, ReadError};
-pub use warm::Warm;

@@ -15,7 +15,10 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, bounded, unbounded};
-use foldgate_core::{BlockHash, BlockNumHash, Forest, StateAnchor, TrieReader, TrieStore, trie::DEFAULT_NODE_BYTES};
+use foldgate_core::{
+    BlockHash, BlockNumHash, CacheStats, Cached, Forest, PageCache, StateAnchor, TrieReader, TrieStore,
+    trie::DEFAULT_NODE_BYTES,
+};
 
 use crate::{
     calculator::{Calculator, Control, Inbox, Request},
@@ -29,7 +32,6 @@ use crate::{
     request::BlockRequest,
     tree::Tree,
     verdict::{Failure, Verdict},
-    warm::Warm,
 };
 
 /// Why a pipeline could not be opened.
@@ -138,6 +140,7 @@ pub struct Pipeline<S: TrieStore> {
     results: Sender<Execution>,
     control: Sender<Control>,
     counters: Arc<Counters>,
+    cache: Arc<PageCache>,
     permits: Arc<Permits>,
     max_in_flight: usize,
     attempts: AtomicU64,
@@ -162,7 +165,9 @@ impl<S: TrieStore> Pipeline<S> {
     /// If the store is empty or fails, or a thread cannot be started.
     pub fn open(store: Arc<S>, config: PipelineConfig) -> Result<Self, OpenError<S::Error>> {
         let snapshot = store.snapshot().map_err(OpenError::Store)?;
-        let base = Warm::new(snapshot, Forest::new(DEFAULT_NODE_BYTES).unloaded());
+        let cache = Arc::new(PageCache::new(config.page_cache_bytes));
+        cache.reset(snapshot.anchor().block);
+        let base = Cached::new(snapshot, Arc::clone(&cache)).with_tries(Forest::new(DEFAULT_NODE_BYTES).unloaded());
         let (requests, requests_in) = unbounded();
         let (results, results_in) = unbounded();
         let (answers, answers_in) = unbounded();
@@ -184,9 +189,10 @@ impl<S: TrieStore> Pipeline<S> {
             touched: std::collections::VecDeque::new(),
         };
         let inbox = Inbox { requests: requests_in, results: results_in, answers: answers_in, control: control_in };
+        let committed = Arc::clone(&cache);
         let committer = thread::Builder::new()
             .name("foldgate-committer".to_owned())
-            .spawn(move || jobs::commit_loop(&*store, &commits_in, &answers))
+            .spawn(move || jobs::commit_loop(&*store, &committed, &commits_in, &answers))
             .map_err(OpenError::Thread)?;
         let calculator = thread::Builder::new()
             .name("foldgate-calculator".to_owned())
@@ -197,6 +203,7 @@ impl<S: TrieStore> Pipeline<S> {
             results,
             control,
             counters,
+            cache,
             permits: Permits::new(max_in_flight),
             max_in_flight: max_in_flight.get(),
             attempts: AtomicU64::new(0),
@@ -263,6 +270,11 @@ impl<S: TrieStore> Pipeline<S> {
     /// What was done so far.
     pub fn counters(&self) -> CounterSnapshot {
         self.counters.snapshot()
+    }
+
+    /// What the page cache did and holds.
+    pub fn page_cache(&self) -> CacheStats {
+        self.cache.stats()
     }
 
     /// How many blocks are between their arrival and their end: judged and, where canonical, durable.

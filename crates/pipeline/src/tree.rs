@@ -18,7 +18,7 @@ use std::{
 };
 
 use foldgate_bal::Bal;
-use foldgate_core::{BlockHash, BlockNumHash, HashedPostState, Layer, Overlay, TrieReader};
+use foldgate_core::{BlockHash, BlockNumHash, Cached, HashedPostState, Layer, Overlay, TrieReader};
 
 use crate::{
     handle::{AttemptId, Shared},
@@ -27,7 +27,6 @@ use crate::{
     request::BlockResult,
     verdict::{BlockTimings, InvalidReason, Mode, ValidBlock, Verdict},
     view::{ExecutedLayer, StateView},
-    warm::Warm,
 };
 
 /// A block's access list on its way.
@@ -72,7 +71,7 @@ pub(crate) struct Entry<R: TrieReader> {
     pub(crate) shared: Arc<Shared<R>>,
     pub(crate) parent: BlockNumHash,
     /// The durable state at arrival, or when the unknown ancestor turned up: what the warm-up reads.
-    pub(crate) base: Warm<R>,
+    pub(crate) base: Cached<R>,
     /// Given back before the outcome is sent, or handed on to the commit.
     pub(crate) permit: Option<Permit>,
     pub(crate) mode: Mode,
@@ -172,7 +171,7 @@ pub(crate) enum ParentStatus {
 #[derive(Debug)]
 pub(crate) struct Tree<R: TrieReader> {
     /// The durable state.
-    pub(crate) base: Warm<R>,
+    pub(crate) base: Cached<R>,
     /// The newest block handed to the committer, or the durable tip.
     pub(crate) queued_head: BlockNumHash,
     pub(crate) nodes: HashMap<BlockHash, Node<R>>,
@@ -184,7 +183,7 @@ pub(crate) struct Tree<R: TrieReader> {
 }
 
 impl<R: TrieReader> Tree<R> {
-    pub(crate) fn new(base: Warm<R>, max_remembered: usize) -> Self {
+    pub(crate) fn new(base: Cached<R>, max_remembered: usize) -> Self {
         Self {
             queued_head: base.anchor().block,
             base,
@@ -275,11 +274,11 @@ impl<R: TrieReader> Tree<R> {
 
     /// The view of a committed parent's state over `base`, or over the newest durable state where `base` no longer
     /// reaches it. `None` while the parent is not committed.
-    pub(crate) fn committed_view(&self, base: &Warm<R>, parent: BlockNumHash) -> Option<Overlay<Warm<R>>> {
+    pub(crate) fn committed_view(&self, base: &Cached<R>, parent: BlockNumHash) -> Option<Overlay<Cached<R>>> {
         self.view_over(base, parent).or_else(|| self.view_over(&self.base, parent))
     }
 
-    fn view_over(&self, base: &Warm<R>, parent: BlockNumHash) -> Option<Overlay<Warm<R>>> {
+    fn view_over(&self, base: &Cached<R>, parent: BlockNumHash) -> Option<Overlay<Cached<R>>> {
         let bottom = base.anchor().block;
         let mut layers = Vec::new();
         let mut at = parent;
@@ -294,7 +293,7 @@ impl<R: TrieReader> Tree<R> {
 
     /// The view of the parent's state for an executor: executed ancestors over committed ones. `None` while an
     /// ancestor's execution has not ended, or was not confirmed.
-    pub(crate) fn state_view(&self, base: &Warm<R>, parent: BlockNumHash) -> Option<StateView<R>> {
+    pub(crate) fn state_view(&self, base: &Cached<R>, parent: BlockNumHash) -> Option<StateView<R>> {
         let mut executed = Vec::new();
         let mut at = parent;
         while let Some(Node::InFlight(entry)) = self.node(at) {

@@ -4,7 +4,7 @@
 //!   ParentState --waits at--> StateGate --opens to--> StateView
 //!                                                       executed, root not folded yet: ExecutedLayer, newest first
 //!                                                       committed in memory:           Overlay's layers
-//!                                                       durable:                       snapshot + warm-up cache
+//!                                                       durable:                       snapshot behind the page cache
 //! ```
 //!
 //! Invariant: a layer above wins over the layers below it, field by field and slot by slot.
@@ -14,12 +14,12 @@ use std::sync::{Arc, OnceLock};
 use alloy_primitives::{Address, B256, Bytes, U256};
 use foldgate_bal::Bal;
 use foldgate_core::{
-    AccountInfo, BlockHash, BlockNumHash, BlockNumber, EmptyAccounts, HashedPostState, Overlay, StateReader,
+    AccountInfo, BlockHash, BlockNumHash, BlockNumber, Cached, EmptyAccounts, HashedPostState, Overlay, StateReader,
     TrieReader,
     keys::{hash_address, hash_slot},
 };
 
-use crate::{gate::StateGate, halt::Halt, warm::Warm};
+use crate::{gate::StateGate, halt::Halt};
 
 /// What the execution of one block changed, before its root is known.
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ pub(crate) struct ExecutedLayer {
 pub(crate) struct StateView<R> {
     /// Newest first.
     pub(crate) executed: Vec<ExecutedLayer>,
-    pub(crate) committed: Overlay<Warm<R>>,
+    pub(crate) committed: Overlay<Cached<R>>,
 }
 
 impl<R: TrieReader> StateView<R> {
@@ -179,7 +179,7 @@ mod tests {
     use alloy_primitives::keccak256;
     use foldgate_bal::AccountChanges;
     use foldgate_core::{
-        AccountDelta, BlockFacts, Forest, MemoryStore, TrieStore,
+        AccountDelta, BlockFacts, MemoryStore, PageCache, TrieStore,
         trie::bulk::{GenesisAccount, StateLoad, genesis_items},
     };
 
@@ -211,7 +211,7 @@ mod tests {
     /// What a view over these layers, oldest first, and over an empty state says of the account.
     fn read(mut executed: Vec<ExecutedLayer>) -> (Option<U256>, U256) {
         executed.reverse();
-        let base = Warm::new(empty_store().snapshot().unwrap(), Forest::new(0).unloaded());
+        let base = Cached::new(empty_store().snapshot().unwrap(), Arc::new(PageCache::new(0)));
         let committed = Overlay::new(base, Vec::new()).unwrap();
         let view = StateView { executed, committed };
         (view.account_info(&ADDRESS).unwrap().map(|info| info.balance), view.storage(&ADDRESS, &SLOT).unwrap())

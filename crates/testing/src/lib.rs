@@ -15,6 +15,7 @@ mod error;
 pub mod fixtures;
 mod json;
 pub mod oracle;
+pub mod reads;
 pub mod sim;
 pub mod trie_vectors;
 pub mod witness;

@@ -47,6 +47,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -357,6 +358,38 @@ impl Version {
             }
         }
         NodeRef::UNLOADED
+    }
+
+    /// Where the ways of sorted keys leave what is in memory of a trie: the slot paths of branches that have to be read,
+    /// each with the range of those keys that lead there. The trie must have a leaf.
+    pub(crate) fn unloaded(&self, trie: &TrieId, keys: &[B256]) -> Vec<(Path, Range<usize>)> {
+        let pool = self.pool();
+        let top = match trie {
+            TrieId::Accounts => self.top().branch,
+            TrieId::Storage(hashed_address) => self.storage_top(hashed_address),
+        };
+        let mut found = Vec::new();
+        let mut waiting = vec![(Path::default(), top, 0..keys.len())];
+        while let Some((slot, at, range)) = waiting.pop() {
+            let Some(node) = at.loaded().map(|at| pool.node(at)) else {
+                if at == NodeRef::UNLOADED {
+                    found.push((slot, range));
+                }
+                continue;
+            };
+            let own_path = slot.join(&node.extension());
+            let mut next = range.start;
+            for group in keys[range].chunk_by(|a, b| nibble_at(a, own_path.len()) == nibble_at(b, own_path.len())) {
+                let (first, nibble) = (next, nibble_at(&group[0], own_path.len()));
+                next += group.len();
+                // Of keys that leave the extension some may have this nibble, too: they are taken along.
+                if group.iter().any(|key| own_path.covers(key)) && node.kind(nibble) == ChildKind::Branch {
+                    waiting.push((own_path.child(nibble), node.link(nibble), first..next));
+                }
+            }
+        }
+        found.sort_unstable_by_key(|(slot, _)| *slot);
+        found
     }
 
     /// The row filed under a key, as far as this version knows: `None` if the store has to be asked.

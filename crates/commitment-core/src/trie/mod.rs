@@ -52,7 +52,7 @@ pub mod bulk;
 mod encode;
 mod forest;
 mod levels;
-mod path;
+pub(crate) mod path;
 mod pool;
 pub(crate) mod row;
 pub mod single;

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
-use foldgate_core::{BlockHash, BlockNumHash, Layer, TrieReader, TrieStore};
+use foldgate_core::{BlockHash, BlockNumHash, Cached, Layer, TrieReader, TrieStore};
 
 use super::Calculator;
 use crate::{
@@ -17,7 +17,6 @@ use crate::{
     pipeline::CanonicalError,
     tree::{Committed, Durability, Node},
     verdict::Failure,
-    warm::Warm,
 };
 
 impl<S: TrieStore> Calculator<S> {
@@ -59,12 +58,12 @@ impl<S: TrieStore> Calculator<S> {
         let _failed = self.commits.send(Arc::clone(&committed.layer));
     }
 
-    pub(super) fn on_committed(&mut self, layer: &Layer, result: Result<S::Snapshot, Failure>) {
+    pub(super) fn on_committed(&mut self, layer: &Layer, result: Result<Cached<S::Snapshot>, Failure>) {
         let block = layer.anchor.block;
         match result {
-            Ok(snapshot) => {
+            Ok(base) => {
                 Counters::add(&self.counters.commits);
-                self.tree.base = Warm::new(snapshot, layer.tries.clone());
+                self.tree.base = base.with_tries(layer.tries.clone());
                 if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) {
                     committed.durability = Durability::Durable;
                 }

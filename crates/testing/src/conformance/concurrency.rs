@@ -14,7 +14,7 @@ use super::{
 };
 
 const KEYS: u64 = 40;
-const READERS: usize = 3;
+pub(super) const READERS: usize = 3;
 
 fn key(at: u64) -> B256 {
     keccak256(at.to_be_bytes())
@@ -25,7 +25,7 @@ fn node(at: u64) -> NodeKey {
 }
 
 /// A state in which every row holds `stamp`.
-fn stamped(stamp: u64) -> State {
+pub(super) fn stamped(stamp: u64) -> State {
     let mut state = State::default();
     for at in 0..KEYS {
         state.accounts.insert(key(at), Account { nonce: stamp, ..Account::default() });
@@ -36,7 +36,7 @@ fn stamped(stamp: u64) -> State {
 }
 
 /// Reads every row in every way and holds it to the stamp of the snapshot's block.
-fn check_stamp<R: TrieReader>(snapshot: &R, stamp_of: impl Fn(BlockNumber) -> u64) {
+pub(super) fn check_stamp<R: TrieReader>(snapshot: &R, stamp_of: impl Fn(BlockNumber) -> u64) {
     let number = snapshot.anchor().block.number;
     let stamp = stamp_of(number);
     let accounts = good(snapshot.accounts_from(&B256::ZERO, KEYS as usize + 1));
@@ -49,6 +49,13 @@ fn check_stamp<R: TrieReader>(snapshot: &R, stamp_of: impl Fn(BlockNumber) -> u6
         assert_eq!(slots, [(key(at), U256::from(stamp + 1))], "block {number}");
         assert_eq!(good(snapshot.node(&node(at))), Some(stamp.to_be_bytes().into()), "block {number}");
     }
+    let keys: Vec<_> = (0..KEYS).map(key).collect();
+    let nonces = good(snapshot.accounts(&keys)).into_iter().map(|account| account.map(|account| account.nonce));
+    assert!(nonces.eq(keys.iter().map(|_| Some(stamp))), "block {number}");
+    let pairs: Vec<_> = keys.iter().map(|key| (*key, *key)).collect();
+    assert_eq!(good(snapshot.slots(&pairs)), vec![U256::from(stamp + 1); keys.len()], "block {number}");
+    let nodes: Vec<_> = (0..KEYS).map(node).collect();
+    assert_eq!(good(snapshot.nodes(&nodes)), vec![Some(stamp.to_be_bytes().into()); keys.len()], "block {number}");
     assert_eq!(good(snapshot.block_hash(number)), Some(snapshot.anchor().block.hash));
 }
 

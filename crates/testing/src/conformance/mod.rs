@@ -30,6 +30,7 @@
 
 use foldgate_core::BalStore;
 
+pub mod caching;
 pub mod commits;
 pub mod concurrency;
 pub mod durability;
@@ -116,6 +117,11 @@ macro_rules! conformance_suite {
             readers_see_whole_blocks_while_a_writer_commits,
             one_snapshot_serves_many_threads,
             of_racing_writers_one_wins_each_height,
+        ]);
+        $crate::conformance_suite!(@stamp $factory, caching: [
+            a_cache_answers_as_the_snapshot_does,
+            a_reader_out_of_step_does_without_the_cache,
+            cached_readers_see_whole_blocks_while_a_writer_commits,
         ]);
     };
     (@stamp $factory:expr, $room:ident: [$($property:ident),* $(,)?]) => {

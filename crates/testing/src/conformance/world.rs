@@ -360,7 +360,35 @@ impl World {
             assert_eq!(good(snapshot.code(hash)).as_ref(), Some(code), "code {hash}");
         }
         assert_eq!(good(snapshot.code(&keccak256(b"no such code"))), None);
+        self.check_batches(snapshot, state);
         check_block_hashes(snapshot, moment);
+    }
+
+    /// Batches answer as single reads do: sorted ones, with keys that are absent and keys that stand twice; unsorted
+    /// ones; and empty ones.
+    fn check_batches<R: TrieReader>(&self, snapshot: &R, state: &State) {
+        let mut keys = self.pool.keys.clone();
+        keys.extend(state.accounts.keys().take(20));
+        keys.sort_unstable();
+        let mut pairs: Vec<_> = keys.iter().flat_map(|address| keys.iter().map(|slot| (*address, *slot))).collect();
+        let tries = keys.iter().map(|key| TrieId::Storage(*key)).chain([TrieId::Accounts]);
+        let mut nodes: Vec<_> =
+            tries.flat_map(|trie| self.pool.paths.iter().map(move |path| NodeKey::new(trie, *path))).collect();
+        nodes.sort_unstable();
+        for order in ["ascending", "descending"] {
+            let accounts: Vec<_> = keys.iter().map(|key| state.accounts.get(key).copied()).collect();
+            assert_eq!(good(snapshot.accounts(&keys)), accounts, "a batch of accounts, {order}");
+            let slots: Vec<_> = pairs.iter().map(|key| state.slots.get(key).copied().unwrap_or_default()).collect();
+            assert_eq!(good(snapshot.slots(&pairs)), slots, "a batch of slots, {order}");
+            let rows: Vec<_> = nodes.iter().map(|key| state.nodes.get(key).cloned()).collect();
+            assert_eq!(good(snapshot.nodes(&nodes)), rows, "a batch of rows, {order}");
+            keys.reverse();
+            pairs.reverse();
+            nodes.reverse();
+        }
+        assert_eq!(good(snapshot.accounts(&[])), []);
+        assert_eq!(good(snapshot.slots(&[])), Vec::<U256>::new());
+        assert_eq!(good(snapshot.nodes(&[])), Vec::<Option<Bytes>>::new());
     }
 
     fn check_slots<R: TrieReader>(&self, snapshot: &R, state: &State, hashed_address: &B256) {

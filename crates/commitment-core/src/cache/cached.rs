@@ -1,0 +1,147 @@
+//! A snapshot read through the cache.
+//!
+//! Invariant: the version is the one that the cache had when the reader was made, for the snapshot's own block; without
+//! one, every read goes to the snapshot.
+
+use std::sync::Arc;
+
+use alloy_primitives::{B256, Bytes, U256};
+
+use super::{PageCache, Record, table::Key, versions::Version};
+use crate::{
+    account::{Account, AccountInfo},
+    block::{BlockHash, BlockNumber, StateAnchor},
+    node::NodeKey,
+    store::{StateReader, TrieReader, through_batch},
+    trie,
+};
+
+/// A snapshot with the shared cache before it. Clones share both.
+///
+/// Scans ([`TrieReader::accounts_from`], [`TrieReader::slots_from`]) and block hashes go to the snapshot.
+#[derive(Debug, Clone)]
+pub struct Cached<R> {
+    snapshot: R,
+    cache: Arc<PageCache>,
+    version: Option<Version>,
+    /// The tries of the snapshot's block, as far as they are in memory.
+    tries: Option<trie::Version>,
+}
+
+impl<R: TrieReader> Cached<R> {
+    /// Puts the cache before a snapshot. If the snapshot's block is not the one that the cache was told of last, the
+    /// reader does without the cache.
+    pub fn new(snapshot: R, cache: Arc<PageCache>) -> Self {
+        let version = cache.version_of(snapshot.anchor().block);
+        Self { snapshot, cache, version, tries: None }
+    }
+
+    /// The same with the tries of the snapshot's block.
+    pub fn with_tries(self, tries: trie::Version) -> Self {
+        Self { tries: Some(tries), ..self }
+    }
+
+    /// The snapshot below.
+    pub const fn snapshot(&self) -> &R {
+        &self.snapshot
+    }
+
+    /// The cache.
+    pub const fn cache(&self) -> &Arc<PageCache> {
+        &self.cache
+    }
+
+    fn one<V: Record>(&self, key: Key, read: impl FnOnce(&R) -> Result<V, R::Error>) -> Result<V, R::Error> {
+        let Some(version) = self.version else { return read(&self.snapshot) };
+        if let Some(value) = self.cache.get(version, &key, V::from_value) {
+            return Ok(value);
+        }
+        let value = read(&self.snapshot)?;
+        self.cache.put_all(version, std::iter::once((key, value.to_value())));
+        Ok(value)
+    }
+
+    fn all<K: Copy, V: Record + Default>(
+        &self,
+        keys: &[K],
+        name: impl Fn(&K) -> Key,
+        read: impl FnOnce(&R, &[K]) -> Result<Vec<V>, R::Error>,
+    ) -> Result<Vec<V>, R::Error> {
+        let Some(version) = self.version else { return read(&self.snapshot, keys) };
+        let cached = |key: &K| self.cache.get(version, &name(key), V::from_value);
+        through_batch(keys, cached, |keys| {
+            let values = read(&self.snapshot, keys)?;
+            self.cache.put_all(version, keys.iter().zip(&values).map(|(key, value)| (name(key), value.to_value())));
+            Ok(values)
+        })
+    }
+}
+
+impl<R: TrieReader> StateReader for Cached<R> {
+    type Error = R::Error;
+
+    fn account_info(&self, hashed_address: &B256) -> Result<Option<AccountInfo>, Self::Error> {
+        Ok(self.account(hashed_address)?.map(Account::into))
+    }
+
+    fn storage(&self, hashed_address: &B256, hashed_slot: &B256) -> Result<U256, Self::Error> {
+        self.one(Key::slot(hashed_address, hashed_slot), |snapshot| snapshot.storage(hashed_address, hashed_slot))
+    }
+
+    /// Code that is not there is not remembered: what is written later stays after an unwind, so that two snapshots of one
+    /// block may differ in code that nothing of the block refers to.
+    fn code(&self, code_hash: &B256) -> Result<Option<Bytes>, Self::Error> {
+        let key = Key::code(code_hash);
+        let cached = self.version.and_then(|version| self.cache.get(version, &key, Option::<Bytes>::from_value));
+        if let Some(code) = cached {
+            return Ok(code);
+        }
+        let code = self.snapshot.code(code_hash)?;
+        if let Some(version) = self.version.filter(|_| code.is_some()) {
+            self.cache.put_all(version, std::iter::once((key, code.to_value())));
+        }
+        Ok(code)
+    }
+
+    fn block_hash(&self, number: BlockNumber) -> Result<Option<BlockHash>, Self::Error> {
+        self.snapshot.block_hash(number)
+    }
+}
+
+impl<R: TrieReader> TrieReader for Cached<R> {
+    fn anchor(&self) -> StateAnchor {
+        self.snapshot.anchor()
+    }
+
+    fn tries(&self) -> Option<trie::Version> {
+        self.tries.clone()
+    }
+
+    fn account(&self, hashed_address: &B256) -> Result<Option<Account>, Self::Error> {
+        self.one(Key::account(hashed_address), |snapshot| snapshot.account(hashed_address))
+    }
+
+    fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error> {
+        self.one(Key::row(key), |snapshot| snapshot.node(key))
+    }
+
+    fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, Self::Error> {
+        self.snapshot.accounts_from(start, limit)
+    }
+
+    fn slots_from(&self, hashed_address: &B256, start: &B256, limit: usize) -> Result<Vec<(B256, U256)>, Self::Error> {
+        self.snapshot.slots_from(hashed_address, start, limit)
+    }
+
+    fn accounts(&self, hashed_addresses: &[B256]) -> Result<Vec<Option<Account>>, Self::Error> {
+        self.all(hashed_addresses, Key::account, |snapshot, keys| snapshot.accounts(keys))
+    }
+
+    fn slots(&self, keys: &[(B256, B256)]) -> Result<Vec<U256>, Self::Error> {
+        self.all(keys, |(address, slot)| Key::slot(address, slot), |snapshot, keys| snapshot.slots(keys))
+    }
+
+    fn nodes(&self, keys: &[NodeKey]) -> Result<Vec<Option<Bytes>>, Self::Error> {
+        self.all(keys, Key::row, |snapshot, keys| snapshot.nodes(keys))
+    }
+}

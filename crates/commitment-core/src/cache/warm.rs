@@ -1,0 +1,214 @@
+//! The warm-up: what a block touches is brought into the cache ahead of whoever needs it.
+//!
+//! 1. The accounts, then the slots of those that have storage: read or changed, for the executor and the resolution.
+//! 2. The rows on the paths of what *changes*, for the fold, from where they leave what is in memory of the block's
+//!    tries. All tries go down together, one level of branches at a time,
+//!    so that each level is a few batches of reads in the order of their keys. A row's masks tell which children are
+//!    branches; where a path leaves the trie, or ends at a leaf, there is no more row.
+//!
+//! What a fold reads besides is not foreseen: the neighbour that a removed leaf leaves alone, the leaf that a new one
+//! comes to stand beside.
+//!
+//! Invariants:
+//! 1. Only reads: a warm-up that stops, fails or never runs changes no result.
+//! 2. Between two batches of [`BATCH`] keys it asks whether to stop.
+
+use std::ops::Range;
+
+use alloy_primitives::B256;
+use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
+
+use super::Cached;
+use crate::{
+    account::Account,
+    node::{NodeKey, TrieId},
+    store::TrieReader,
+    trie::{
+        Version,
+        path::Path,
+        row::{ChildKind, RowHead},
+    },
+};
+
+/// How many keys are read at once.
+const BATCH: usize = 512;
+
+/// An account that a block touches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TouchedAccount {
+    /// keccak256 of the address.
+    pub hashed_address: B256,
+    /// Whether its leaf changes: one of its fields, or one of its slots.
+    pub changed: bool,
+    /// The slots touched, sorted.
+    pub slots: Vec<TouchedSlot>,
+}
+
+/// A slot that a block touches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TouchedSlot {
+    /// keccak256 of the slot.
+    pub hashed_slot: B256,
+    /// Whether its value changes.
+    pub changed: bool,
+}
+
+/// How a warm-up ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Warmed {
+    /// Everything was brought in.
+    Whole,
+    /// It was told to stop.
+    Stopped,
+}
+
+impl<R: TrieReader> Cached<R> {
+    /// Brings in what a block touches, sorted by hashed address: the records, and the rows on the paths of what changes.
+    ///
+    /// # Errors
+    /// If a read fails. Whoever needs the record will meet the failure again.
+    pub fn warm(&self, touched: &[TouchedAccount], stop: impl Fn() -> bool) -> Result<Warmed, R::Error> {
+        let mut walk = Walk::default();
+        for touched in touched.chunks(BATCH) {
+            if stop() {
+                return Ok(Warmed::Stopped);
+            }
+            let keys: Vec<_> = touched.iter().map(|account| account.hashed_address).collect();
+            let accounts = self.accounts(&keys)?;
+            let mut slots = Vec::new();
+            for (touched, account) in touched.iter().zip(&accounts) {
+                walk.add(touched, account.as_ref());
+                if has_storage(account.as_ref()) {
+                    slots.extend(touched.slots.iter().map(|slot| (touched.hashed_address, slot.hashed_slot)));
+                }
+            }
+            for slots in slots.chunks(BATCH) {
+                if stop() {
+                    return Ok(Warmed::Stopped);
+                }
+                self.slots(slots)?;
+            }
+        }
+        walk.run(self, stop)
+    }
+}
+
+fn has_storage(account: Option<&Account>) -> bool {
+    account.is_some_and(|account| account.storage_root != EMPTY_ROOT_HASH)
+}
+
+/// A branch that is perhaps there, and the changed keys that lead through it.
+struct Front {
+    key: NodeKey,
+    /// In the walk's keys of the trie.
+    keys: Range<usize>,
+}
+
+/// The way down the tries along the changed keys.
+#[derive(Default)]
+struct Walk {
+    accounts: Vec<B256>,
+    /// The slots of all storage tries, one trie's behind the other's.
+    slots: Vec<B256>,
+    /// The storage tries, in order.
+    storage: Vec<Front>,
+}
+
+impl Walk {
+    fn add(&mut self, touched: &TouchedAccount, account: Option<&Account>) {
+        if !touched.changed {
+            return;
+        }
+        self.accounts.push(touched.hashed_address);
+        if has_storage(account) {
+            let begin = self.slots.len();
+            self.slots.extend(touched.slots.iter().filter(|slot| slot.changed).map(|slot| slot.hashed_slot));
+            let keys = begin..self.slots.len();
+            if !keys.is_empty() {
+                let key = NodeKey::new(TrieId::Storage(touched.hashed_address), Nibbles::new());
+                self.storage.push(Front { key, keys });
+            }
+        }
+    }
+
+    fn run<R: TrieReader>(mut self, reader: &Cached<R>, stop: impl Fn() -> bool) -> Result<Warmed, R::Error> {
+        let mut tops = Vec::with_capacity(1 + self.storage.len());
+        if !self.accounts.is_empty() {
+            tops.push(Front { key: NodeKey::new(TrieId::Accounts, Nibbles::new()), keys: 0..self.accounts.len() });
+        }
+        tops.append(&mut self.storage);
+        let mut level = match reader.tries() {
+            Some(tries) => tops.into_iter().flat_map(|top| self.below_memory(&tries, &top)).collect(),
+            None => tops,
+        };
+        while !level.is_empty() {
+            let mut below = Vec::new();
+            for fronts in level.chunks(BATCH) {
+                if stop() {
+                    return Ok(Warmed::Stopped);
+                }
+                let keys: Vec<_> = fronts.iter().map(|front| front.key).collect();
+                for (front, row) in fronts.iter().zip(reader.nodes(&keys)?) {
+                    // A row that is malformed ends the path here. The fold will say so.
+                    let head = row.and_then(|row| RowHead::decode(&row, front.key.path.len()).ok());
+                    if let Some(head) = head {
+                        self.descend(front, &head, &mut below);
+                    }
+                }
+            }
+            level = below;
+        }
+        Ok(Warmed::Whole)
+    }
+
+    /// Where the keys of a trie lead out of what is in memory.
+    fn below_memory(&self, tries: &Version, top: &Front) -> Vec<Front> {
+        let trie = top.key.trie;
+        let keys = &self.keys(trie)[top.keys.clone()];
+        let unloaded = tries.unloaded(&trie, keys).into_iter();
+        let front = |(slot, range): (Path, Range<usize>)| Front {
+            key: NodeKey::new(trie, slot.to_nibbles()),
+            keys: top.keys.start + range.start..top.keys.start + range.end,
+        };
+        unloaded.map(front).collect()
+    }
+
+    fn keys(&self, trie: TrieId) -> &[B256] {
+        match trie {
+            TrieId::Accounts => &self.accounts,
+            TrieId::Storage(_) => &self.slots,
+        }
+    }
+
+    /// Adds the branches below a branch to which the front's keys lead on.
+    fn descend(&self, front: &Front, head: &RowHead, below: &mut Vec<Front>) {
+        let all = self.keys(front.key.trie);
+        let path = front.key.path.join(&head.extension);
+        // Sorted keys with a common beginning lie side by side, and so do those of one child.
+        let keys = &all[front.keys.clone()];
+        let begin = front.keys.start + keys.partition_point(|key| common(key, &path).is_lt());
+        let end = front.keys.start + keys.partition_point(|key| common(key, &path).is_le());
+        let mut at = begin;
+        while at < end {
+            let nibble = nibble(&all[at], path.len());
+            let next = at + all[at..end].partition_point(|key| self::nibble(key, path.len()) <= nibble);
+            if head.masks.kind(nibble) == ChildKind::Branch {
+                let mut child = path;
+                child.push(nibble);
+                below.push(Front { key: NodeKey::new(front.key.trie, child), keys: at..next });
+            }
+            at = next;
+        }
+    }
+}
+
+/// A nibble of a key, of which there are 64; a branch lies above the last one.
+fn nibble(key: &B256, at: usize) -> u8 {
+    let byte = key[at / 2];
+    if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
+}
+
+/// How a key's beginning compares with a path.
+fn common(key: &B256, path: &Nibbles) -> std::cmp::Ordering {
+    (0..path.len()).map(|at| nibble(key, at)).cmp(path.iter())
+}

@@ -11,7 +11,7 @@
 //! each took 350 ms with one lane and 183 ms with two; a lane adds about 0.4 us to taking a snapshot.
 //!
 //! Batches are read key by key: of 2,250 random keys among a million hardly two share a page, and one cursor moved
-//! forward over them took 8 % longer than as many descents; taking the lane once for all of them gained nothing.
+//! forward over them took about a tenth longer than as many descents; taking the lane once for all of them gained nothing.
 //!
 //! Invariants:
 //! 1. All lanes of a snapshot are of one version of the database, the one that `anchor` was read from.

@@ -1,5 +1,5 @@
-//! Every interleaving of readers, a commit and an unwind, for a table of two entries. The protocol is the product's own
-//! file with the model checker's locks in it.
+//! The interleavings, up to three preemptions, of readers, a commit and an unwind, for a table of two entries. The
+//! protocol is the product's own file with the model checker's locks in it.
 
 #[path = "../../src/cache/versions.rs"]
 #[expect(dead_code, reason = "the product also asks its table for figures")]

@@ -3,15 +3,14 @@
 //! Invariant: what a source gives is not trusted. It is bounded in size, and whoever asked checks its hash.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
 };
 
 use alloy_primitives::Bytes;
+use dashmap::DashMap;
 use foldgate_core::{block::BlockNumHash, store::BalSource};
 
 /// The largest file that a [`DirectorySource`] reads unless told otherwise, in bytes: several times the largest list
@@ -111,7 +110,7 @@ impl BalSource for DirectorySource {
 /// Lists in memory, by the name of their block. Filled and read from many threads at once.
 #[derive(Debug, Default)]
 pub struct MemorySource {
-    lists: RwLock<HashMap<BlockNumHash, Bytes>>,
+    lists: DashMap<BlockNumHash, Bytes>,
 }
 
 impl MemorySource {
@@ -122,19 +121,18 @@ impl MemorySource {
 
     /// Keeps the raw list of a block; gives the one that it replaces.
     pub fn insert(&self, block: BlockNumHash, raw: Bytes) -> Option<Bytes> {
-        // A map is whole after a panic elsewhere: each access is one call of its own.
-        self.lists.write().unwrap_or_else(PoisonError::into_inner).insert(block, raw)
+        self.lists.insert(block, raw)
     }
 
     /// Forgets the list of a block, and gives it.
     pub fn remove(&self, block: BlockNumHash) -> Option<Bytes> {
-        self.lists.write().unwrap_or_else(PoisonError::into_inner).remove(&block)
+        self.lists.remove(&block).map(|(_, raw)| raw)
     }
 }
 
 impl FromIterator<(BlockNumHash, Bytes)> for MemorySource {
     fn from_iter<I: IntoIterator<Item = (BlockNumHash, Bytes)>>(lists: I) -> Self {
-        Self { lists: RwLock::new(lists.into_iter().collect()) }
+        Self { lists: lists.into_iter().collect() }
     }
 }
 
@@ -142,7 +140,7 @@ impl BalSource for MemorySource {
     type Error = Infallible;
 
     fn bal(&self, block: BlockNumHash) -> Result<Option<Bytes>, Infallible> {
-        Ok(self.lists.read().unwrap_or_else(PoisonError::into_inner).get(&block).cloned())
+        Ok(self.lists.get(&block).map(|raw| raw.clone()))
     }
 }
 

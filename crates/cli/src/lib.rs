@@ -2,7 +2,7 @@
 //!
 //! | module | command |
 //! |---|---|
-//! | [`bench`] | `foldgate bench`: measurements |
+//! | [`bench`](mod@bench) | `foldgate bench`: measurements |
 //! | [`demo`] | `foldgate demo`: a chain of its own |
 //! | [`fixtures`] | `foldgate fixtures`: blockchain tests |
 //! | [`replay`] | `foldgate replay`: a chain on its genesis |

@@ -24,7 +24,19 @@ impl Progress {
         Self(bar)
     }
 
-    /// A block was judged.
+    /// Counts so many accounts.
+    pub(crate) fn accounts(length: u64, quiet: bool) -> Self {
+        let bar = Self::bar(Some(length), quiet);
+        bar.set_style(style("{wide_bar} {human_pos}/{human_len} accounts, {elapsed}, {per_sec}"));
+        Self(bar)
+    }
+
+    /// So many more accounts went by.
+    pub(crate) fn step_accounts(&self, count: u64) {
+        self.0.inc(count);
+    }
+
+    /// A block was judged, or measured.
     pub(crate) fn step_block(&self) {
         self.0.inc(1);
     }

@@ -216,7 +216,7 @@ impl<S: Stores> Contender for Foldgate<S> {
     }
 
     fn warm_up(&mut self, block: &Block) -> Result<(), AnyError> {
-        let Chain { base, view, .. } = self.chain.as_ref().ok_or(Closed)?;
+        let Chain { base, view, layers, .. } = self.chain.as_mut().ok_or(Closed)?;
         let reads = block.reads.iter().map(|(hashed_address, slots)| (*hashed_address, slots.as_slice()));
         let mut reads: BTreeMap<_, _> = reads.collect();
         let mut touched = Vec::new();
@@ -236,9 +236,9 @@ impl<S: Stores> Contender for Foldgate<S> {
         }
         touched.sort_unstable_by_key(|account| account.hashed_address);
         touched.iter_mut().for_each(|account| account.slots.sort_unstable_by_key(|slot| slot.hashed_slot));
-        // What earlier blocks have in memory need not be read.
-        let reader = view.tries().map_or_else(|| base.clone(), |tries| base.clone().with_tries(tries));
-        reader.warm(&touched, || false)?;
+        let base = base.for_block();
+        base.warm(&touched, view.tries().as_ref(), || false)?;
+        *view = Overlay::new(base, layers.clone())?;
         Ok(())
     }
 

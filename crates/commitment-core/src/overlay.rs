@@ -249,6 +249,10 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
         newest.tries.row(key).map_or_else(|| self.base.node(key), Ok)
     }
 
+    fn durable_node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error> {
+        self.base.durable_node(key)
+    }
+
     fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, Self::Error> {
         let layers = self.newest_first().map(|layer| layer.diff.accounts.as_slice()).collect();
         let changes = Changes::new(layers, start, |change| change.hashed_address, |change| change.new);

@@ -43,13 +43,7 @@ fn advance<S: TrieStore>(store: &S, block: &SimBlock, from_list: bool, options: 
     let changes = resolve(&state, &parent).unwrap();
     let outcome = fold(&parent, changes, options).unwrap();
     assert_eq!(outcome.computed_state_root, block.state_root, "block {}", block.facts.block);
-    let layer = Layer {
-        parent: parent.anchor().block,
-        anchor: block.anchor(),
-        diff: outcome.diff,
-        tries: outcome.tries,
-        bal: Some(block.raw.clone()),
-    };
+    let layer = Layer::new(parent.anchor().block, block.facts.block, outcome, Some(block.raw.clone()));
     store.commit(&layer.to_batch()).unwrap();
 }
 

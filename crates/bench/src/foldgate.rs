@@ -92,13 +92,7 @@ impl<S: TrieStore> Chain<S> {
     fn fold(view: &View<S>, options: &FoldOptions, block: &Block) -> Result<Layer, AnyError> {
         let changes = resolve_with(&block.state, view, options)?;
         let outcome = fold(view, changes, options)?;
-        Ok(Layer {
-            parent: view.anchor().block,
-            anchor: StateAnchor { block: name_of(block.number), state_root: outcome.computed_state_root },
-            diff: outcome.diff,
-            tries: outcome.tries,
-            bal: None,
-        })
+        Ok(Layer::new(view.anchor().block, name_of(block.number), outcome, None))
     }
 
     fn flush(self) -> Result<(Self, Flushed), AnyError> {

@@ -25,7 +25,7 @@ use crate::{
 const COUNT_EVERY: u32 = 8;
 
 /// How many blocks are flushed at once unless told otherwise.
-pub const MERGED_BLOCKS: u32 = 8;
+pub const MERGED_BLOCKS: u32 = 32;
 
 /// A state of more leaves than this is large.
 const LARGE: u64 = 8_000_000;

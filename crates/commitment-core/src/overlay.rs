@@ -14,10 +14,10 @@ use alloy_trie::EMPTY_ROOT_HASH;
 use crate::{
     account::{Account, AccountInfo},
     block::{BlockHash, BlockNumHash, BlockNumber, StateAnchor},
-    diff::StateDiff,
+    diff::{AccountChange, StateDiff},
     node::{NodeKey, TrieId},
     store::{CommitBatch, CommittedBlock, Rows, StateReader, TrieReader, next_key, through_batch},
-    trie::Version,
+    trie::{FoldOutcome, Version},
 };
 
 /// What one block changed: leaves, code and trie nodes.
@@ -33,6 +33,8 @@ pub struct Layer {
     pub tries: Version,
     /// The raw access list for the sidecar.
     pub bal: Option<Bytes>,
+    /// The addresses of `diff`, in order: looked through without their accounts.
+    addresses: Vec<B256>,
 }
 
 /// Layers are equal if they say the same, wherever their nodes lie.
@@ -45,6 +47,19 @@ impl PartialEq for Layer {
 }
 
 impl Layer {
+    /// The layer of a block, of its fold's outcome.
+    pub fn new(parent: BlockNumHash, block: BlockNumHash, outcome: FoldOutcome, bal: Option<Bytes>) -> Self {
+        let FoldOutcome { computed_state_root, diff, tries } = outcome;
+        let addresses = diff.accounts.iter().map(|change| change.hashed_address).collect();
+        let anchor = StateAnchor { block, state_root: computed_state_root };
+        Self { parent, anchor, diff, tries, bal, addresses }
+    }
+
+    fn account(&self, hashed_address: &B256) -> Option<&AccountChange> {
+        let at = self.addresses.binary_search(hashed_address).ok()?;
+        Some(&self.diff.accounts[at])
+    }
+
     /// The batch that commits this block alone.
     pub fn to_batch(&self) -> CommitBatch {
         let slots = self.diff.accounts.iter().flat_map(|account| {
@@ -178,7 +193,7 @@ impl<R: TrieReader> Overlay<R> {
 
     /// The newest layer's word on an account.
     fn changed_account(&self, hashed_address: &B256) -> Option<Option<Account>> {
-        self.newest_first().find_map(|layer| layer.diff.account(hashed_address)).map(|change| change.new)
+        self.newest_first().find_map(|layer| layer.account(hashed_address)).map(|change| change.new)
     }
 }
 
@@ -193,7 +208,7 @@ impl<R: TrieReader> StateReader for Overlay<R> {
     }
 
     fn storage(&self, hashed_address: &B256, hashed_slot: &B256) -> Result<U256, Self::Error> {
-        let changed = self.newest_first().find_map(|layer| layer.diff.account(hashed_address)?.slot(hashed_slot));
+        let changed = self.newest_first().find_map(|layer| layer.account(hashed_address)?.slot(hashed_slot));
         match changed {
             Some(value) => Ok(value),
             None => self.base.storage(hashed_address, hashed_slot),
@@ -270,15 +285,69 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
     }
 
     fn accounts(&self, hashed_addresses: &[B256]) -> Result<Vec<Option<Account>>, Self::Error> {
-        through_batch(hashed_addresses, |key| self.changed_account(key), |keys| self.base.accounts(keys))
+        let mut cursors = Cursors::new(&self.layers);
+        let changed = |hashed_address: &B256| cursors.find(hashed_address).map(|change| change.new);
+        through_batch(hashed_addresses, changed, |keys| self.base.accounts(keys))
     }
 
     fn slots(&self, keys: &[(B256, B256)]) -> Result<Vec<U256>, Self::Error> {
+        // The changes of the account whose slots are asked for, newest first, are found once.
+        let mut cursors = Cursors::new(&self.layers);
+        let (mut at, mut account) = (None, Vec::new());
         let changed = |(hashed_address, hashed_slot): &(B256, B256)| {
-            self.newest_first().find_map(|layer| layer.diff.account(hashed_address)?.slot(hashed_slot))
+            if at != Some(*hashed_address) {
+                at = Some(*hashed_address);
+                cursors.find_all(hashed_address, &mut account);
+            }
+            account.iter().find_map(|change: &&AccountChange| change.slot(hashed_slot))
         };
         through_batch(keys, changed, |keys| self.base.slots(keys))
     }
+}
+
+/// Looks sorted addresses up in layers: in each of them a cursor moves forward.
+struct Cursors<'a> {
+    /// Newest first.
+    layers: Vec<(&'a Layer, usize)>,
+    last: Option<B256>,
+}
+
+impl<'a> Cursors<'a> {
+    fn new(layers: &'a [Arc<Layer>]) -> Self {
+        Self { layers: layers.iter().rev().map(|layer| (&**layer, 0)).collect(), last: None }
+    }
+
+    /// Addresses that come out of order cost a search from the beginning, no more.
+    fn begin(&mut self, hashed_address: &B256) {
+        if self.last.replace(*hashed_address).is_some_and(|last| last > *hashed_address) {
+            self.layers.iter_mut().for_each(|(_, at)| *at = 0);
+        }
+    }
+
+    /// The newest layer's change of an account.
+    fn find(&mut self, hashed_address: &B256) -> Option<&'a AccountChange> {
+        self.begin(hashed_address);
+        self.layers.iter_mut().find_map(|(layer, at)| seek(layer, at, hashed_address))
+    }
+
+    /// Each layer's change of an account, newest first.
+    fn find_all(&mut self, hashed_address: &B256, found: &mut Vec<&'a AccountChange>) {
+        self.begin(hashed_address);
+        found.clear();
+        found.extend(self.layers.iter_mut().filter_map(|(layer, at)| seek(layer, at, hashed_address)));
+    }
+}
+
+/// Moves a cursor forward to an address, in steps that grow as it does not find it, and gives the change if there is one.
+fn seek<'a>(layer: &'a Layer, at: &mut usize, hashed_address: &B256) -> Option<&'a AccountChange> {
+    let rest = &layer.addresses[*at..];
+    let mut end = 1;
+    while end < rest.len() && rest[end - 1] < *hashed_address {
+        end *= 2;
+    }
+    let end = end.min(rest.len());
+    *at += rest[..end].partition_point(|address| address < hashed_address);
+    (layer.addresses.get(*at) == Some(hashed_address)).then(|| &layer.diff.accounts[*at])
 }
 
 /// The changes of several layers in order of their keys; of equal keys the newest layer's.

@@ -42,8 +42,7 @@ pub fn resolve_with<R: TrieReader>(
     parent: &R,
     options: &FoldOptions,
 ) -> Result<LeafChanges, R::Error> {
-    let mut sorted: Vec<_> = state.accounts.iter().map(|(key, delta)| (*key, delta)).collect();
-    sorted.sort_unstable_by_key(|(hashed_address, _)| *hashed_address);
+    let sorted = sorted_accounts(state);
     let keys: Vec<_> = sorted.iter().map(|(hashed_address, _)| *hashed_address).collect();
     let olds = read_batch(&keys, options, |keys| parent.accounts(keys))?;
     let pending: Vec<_> = sorted.into_iter().zip(olds).map(|(item, old)| Pending::new(item, old, state)).collect();
@@ -62,6 +61,14 @@ pub fn resolve_with<R: TrieReader>(
     }
     changes.codes = new_codes(&changes.accounts, &state.codes);
     Ok(changes)
+}
+
+/// The accounts in order of their keys, of which the first eight bytes decide nearly always.
+fn sorted_accounts(state: &HashedPostState) -> Vec<(B256, &AccountDelta)> {
+    let prefix = |key: &B256| key.first_chunk().map_or(0, |prefix| u64::from_be_bytes(*prefix));
+    let mut sorted: Vec<_> = state.accounts.iter().map(|(key, delta)| (prefix(key), key, delta)).collect();
+    sorted.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.cmp(b.1)));
+    sorted.into_iter().map(|(_, key, delta)| (*key, delta)).collect()
 }
 
 /// Resolves the changes of several blocks in order, oldest first, against the state of the first one's parent: one fold

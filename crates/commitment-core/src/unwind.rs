@@ -15,7 +15,7 @@ use crate::{
     overlay::Layer,
     resolve::resolve,
     store::{TrieReader, TrieStore, UnwindBatch},
-    trie::{FoldError, FoldOptions, FoldOutcome, fold},
+    trie::{FoldError, FoldOptions, fold},
 };
 
 /// Why an unwind fails.
@@ -122,8 +122,7 @@ pub fn compute_unwind<S: TrieStore>(
     if got != expected {
         return Err(UnwindError::StateRootMismatch { block: to, got, expected });
     }
-    let FoldOutcome { diff, tries, .. } = outcome;
-    Ok(Unwound { from, layer: Layer { parent: from.block, anchor: target, diff, tries, bal: None } })
+    Ok(Unwound { from, layer: Layer::new(from.block, to, outcome, None) })
 }
 
 /// What leads from the block at height `from` back to the one at height `to`, merged.

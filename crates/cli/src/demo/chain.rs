@@ -20,7 +20,7 @@ use alloy_eips::{
 use alloy_genesis::{Genesis, GenesisAccount};
 use alloy_primitives::{Address, B256, Bytes, Sealed, Signature, TxKind, U256, keccak256};
 use foldgate_core::{
-    EmptyAccounts, HashedPostState, KeyHasher, Layer, MemoryStore, StateAnchor, TrieReader, TrieStore, resolve,
+    EmptyAccounts, HashedPostState, KeyHasher, Layer, MemoryStore, TrieReader, TrieStore, resolve,
     trie::{FoldOptions, fold},
 };
 use foldgate_evm::{Block, ChainSpec, Transaction, execute_block};
@@ -214,13 +214,7 @@ impl Maker {
         };
         // Decoded from its bytes: what is imported is what any node would receive.
         let block = Block::decode(&alloy_rlp::encode(alloy_consensus::Block { header, body }))?;
-        let layer = Layer {
-            parent: parent.anchor().block,
-            anchor: StateAnchor { block: block.num_hash(), state_root: outcome.computed_state_root },
-            diff: outcome.diff,
-            tries: outcome.tries,
-            bal: None,
-        };
+        let layer = Layer::new(parent.anchor().block, block.num_hash(), outcome, None);
         self.store.commit(&layer.to_batch())?;
         self.parent = block.sealed_header();
         Ok(Ready { block, senders, list: List::Payload(executed.rebuilt_bal_rlp) })

@@ -160,12 +160,11 @@ fn after_a_warm_up_an_update_reads_no_store() {
         let bare = store.snapshot().unwrap();
         let changes = resolve_with(&state, &bare, &FoldOptions::SERIAL).unwrap();
         assert_eq!(fold(&bare, changes, &FoldOptions::SERIAL).unwrap(), outcome);
-        let anchor =
-            StateAnchor { block: BlockNumHash::new(number, key(number)), state_root: outcome.computed_state_root };
+        let block = BlockNumHash::new(number, key(number));
         let parent = store.tip().unwrap().unwrap().block;
-        let batch = Layer { parent, anchor, diff: outcome.diff, tries: outcome.tries, bal: None }.to_batch();
+        let batch = Layer::new(parent, block, outcome, None).to_batch();
         store.commit(&batch).unwrap();
-        cache.advance(parent, anchor.block, &batch.rows);
+        cache.advance(parent, block, &batch.rows);
     }
     let stats = cache.stats();
     assert_eq!(stats.evictions, 0, "{stats:?}");

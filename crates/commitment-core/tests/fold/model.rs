@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 use alloy_primitives::{B256, KECCAK256_EMPTY, U256, map::B256Map};
 use foldgate_core::{
     AccountDelta, AccountInfo, BlockNumHash, FoldOptions, FoldOutcome, HashedPostState, Layer, LoadSource, NodeKey,
-    StateAnchor, TrieReader, fold,
+    TrieReader, fold,
     hashed::Cleared,
     resolve,
     trie::bulk::{LoadItem, StateLoad},
@@ -201,6 +201,5 @@ pub(crate) fn check_diff(outcome: &FoldOutcome, before: &Model, after: &Model) {
 
 /// The outcome as a layer.
 pub(crate) fn layer(outcome: FoldOutcome, parent: BlockNumHash, block: BlockNumHash) -> Arc<Layer> {
-    let anchor = StateAnchor { block, state_root: outcome.computed_state_root };
-    Arc::new(Layer { parent, anchor, diff: outcome.diff, tries: outcome.tries, bal: None })
+    Arc::new(Layer::new(parent, block, outcome, None))
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use foldgate_core::{BlockHash, Layer, StateAnchor, TrieStore};
+use foldgate_core::{BlockHash, Layer, TrieStore};
 
 use super::Calculator;
 use crate::{
@@ -33,13 +33,7 @@ impl<S: TrieStore> Calculator<S> {
         entry.fold = FoldStage::Idle;
         // The job has ended, so that this is the last reference: nothing is copied but where a panic kept one.
         let outcome = Arc::try_unwrap(folded).map_or_else(|shared| shared.outcome.clone(), |folded| folded.outcome);
-        let layer = Arc::new(Layer {
-            parent: entry.parent,
-            anchor: StateAnchor { block, state_root: outcome.computed_state_root },
-            diff: outcome.diff,
-            tries: outcome.tries,
-            bal,
-        });
+        let layer = Arc::new(Layer::new(entry.parent, block, outcome, bal));
         let verdict = Arc::new(ValidBlock {
             block,
             computed_state_root: layer.anchor.state_root,

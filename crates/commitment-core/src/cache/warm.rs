@@ -165,6 +165,9 @@ impl Walk {
             tops.push(Front { key: NodeKey::new(TrieId::Accounts, Nibbles::new()), keys: 0..self.accounts.len() });
         }
         tops.append(&mut self.storage);
+        if let Some(tries) = tries {
+            tries.forest().reserve(self.accounts.len() + self.slots.len());
+        }
         let mut level = match tries {
             Some(tries) => tops.into_iter().flat_map(|top| self.below_memory(tries, &top)).collect(),
             None => tops,

@@ -76,6 +76,9 @@ const EPOCHS_PER_AGE: u32 = 8;
 const MAX_AGE: u32 = 200;
 const MIN_AGE: u32 = 1;
 
+/// What the branches above a changed leaf take, roughly: two or three of its own, of 350 bytes, and some shared ones.
+const BYTES_PER_LEAF: usize = 1200;
+
 pub(super) const fn age_of(epoch: u32) -> u8 {
     (epoch / EPOCHS_PER_AGE) as u8
 }
@@ -192,6 +195,11 @@ impl Forest {
     /// The bytes that nodes take.
     pub fn node_bytes(&self) -> usize {
         self.shared.pool.used_bytes()
+    }
+
+    /// Gets memory for the fold of so many changed leaves ahead of it, so that the fold need not wait for the system.
+    pub fn reserve(&self, leaves: usize) {
+        self.shared.pool.reserve(leaves * BYTES_PER_LEAF);
     }
 
     pub(super) fn pool(&self) -> &Pool {

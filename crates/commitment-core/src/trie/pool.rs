@@ -157,24 +157,36 @@ impl Pool {
     }
 
     fn unit(&self, unit: u32) -> NonNull<u8> {
-        // Acquire: pairs with the release in `add_chunk`, for a thread that learnt of the name by other means than the
-        // chunk's maker.
+        // Acquire: pairs with the release in `add_chunk`, for a thread that learnt of the name by other means than from
+        // the chunk's maker.
         let chunk = self.chunks[(unit >> CHUNK_BITS) as usize].load(Ordering::Acquire);
         let offset = (unit & (CHUNK_UNITS - 1)) as usize * UNIT;
         // No unit of a chunk that was not made was ever handed out.
         NonNull::new(chunk.wrapping_add(offset)).filter(|_| !chunk.is_null()).expect("a node of this pool")
     }
 
-    fn add_chunk(&self, free: &mut Free) {
+    /// Sees to it that so many bytes can be taken without asking the system for memory: for a time at which nobody waits.
+    pub(super) fn reserve(&self, bytes: usize) {
+        let missing = |free: &Free| {
+            let ready: usize = free.regions.iter().map(|(first, end)| (*end - *first) as usize * UNIT).sum();
+            bytes.saturating_sub(ready).div_ceil(CHUNK_BYTES)
+        };
+        let chunks = missing(&self.free.lock());
+        for _ in 0..chunks {
+            let chunk = Chunk::new();
+            chunk.touch();
+            let mut free = self.free.lock();
+            if missing(&free) > 0 {
+                self.add_chunk(&mut free, chunk);
+            }
+        }
+    }
+
+    fn add_chunk(&self, free: &mut Free, chunk: Chunk) {
         let at = free.chunks;
         assert!((at as usize) < MAX_CHUNKS, "trie nodes fill 64 GiB");
-        // SAFETY: the layout's size is not zero.
-        let chunk = unsafe { alloc(CHUNK_LAYOUT) };
-        if chunk.is_null() {
-            handle_alloc_error(CHUNK_LAYOUT);
-        }
-        advise_huge_pages(chunk);
-        self.chunks[at as usize].store(chunk, Ordering::Release);
+        // Release: pairs with the acquire in `unit`.
+        self.chunks[at as usize].store(chunk.into_raw(), Ordering::Release);
         free.chunks += 1;
         let first = at << CHUNK_BITS;
         // The first two names mean something else.
@@ -210,13 +222,42 @@ impl Pool {
     }
 }
 
-/// Nodes lie scattered over the chunks: with small pages, most looks at one would miss the address cache too.
-fn advise_huge_pages(chunk: *mut u8) {
-    #[cfg(target_os = "linux")]
-    // SAFETY: the range is one that was just allocated; advice changes no content. A refusal changes nothing else.
-    let _refused = unsafe { libc::madvise(chunk.cast(), CHUNK_BYTES, libc::MADV_HUGEPAGE) };
-    #[cfg(not(target_os = "linux"))]
-    let _ = chunk;
+/// The memory of a chunk that no pool has yet.
+struct Chunk(NonNull<u8>);
+
+// SAFETY: it is the only owner of its memory.
+unsafe impl Send for Chunk {}
+
+impl Chunk {
+    fn new() -> Self {
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc(CHUNK_LAYOUT) };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(CHUNK_LAYOUT) };
+        // Nodes lie scattered over the chunks: with small pages, most looks at one would miss the address cache too.
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range is one that was just allocated; advice changes no content. A refusal changes nothing else.
+        let _refused = unsafe { libc::madvise(start.as_ptr().cast(), CHUNK_BYTES, libc::MADV_HUGEPAGE) };
+        Self(start)
+    }
+
+    /// Makes the system put memory behind every page.
+    fn touch(&self) {
+        for page in (0..CHUNK_BYTES).step_by(4096) {
+            // SAFETY: within the chunk, which nobody else knows of.
+            unsafe { self.0.as_ptr().add(page).write_volatile(0) };
+        }
+    }
+
+    fn into_raw(self) -> *mut u8 {
+        std::mem::ManuallyDrop::new(self).0.as_ptr()
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: made by `new` with this layout, and in no pool's hands.
+        unsafe { dealloc(self.0.as_ptr(), CHUNK_LAYOUT) };
+    }
 }
 
 impl Drop for Pool {
@@ -224,7 +265,7 @@ impl Drop for Pool {
         for chunk in &mut self.chunks {
             let chunk = *chunk.get_mut();
             if !chunk.is_null() {
-                // SAFETY: made by `add_chunk` with this layout, and given back nowhere else.
+                // SAFETY: made by `Chunk::new` with this layout, and given back nowhere else.
                 unsafe { dealloc(chunk, CHUNK_LAYOUT) };
             }
         }
@@ -314,7 +355,7 @@ impl Writer {
         let (first, end) = match free.regions.pop_if(|(first, end)| (*end - *first) as usize >= MAX_UNITS) {
             Some(region) => region,
             None => {
-                pool.add_chunk(&mut free);
+                pool.add_chunk(&mut free, Chunk::new());
                 // UNWRAP: a chunk adds its region at the end.
                 free.regions.pop().expect("a chunk was added")
             }
@@ -529,6 +570,21 @@ mod tests {
             pool.free(&nodes);
         }
         assert!(pool.free.lock().chunks <= 3);
+    }
+
+    #[test]
+    fn what_is_reserved_is_there() {
+        let pool = Arc::new(Pool::new());
+        pool.reserve(5 << 20);
+        assert_eq!((pool.free.lock().chunks, pool.used_bytes()), (3, 0));
+        pool.reserve(5 << 20);
+        assert_eq!(pool.free.lock().chunks, 3);
+        let mut writer = Writer::new(&pool);
+        let nodes: Vec<_> = (0..8000).map(|_| writer.node(&leaf_only(1), 500, |row| row.fill(1))).collect();
+        assert_eq!(pool.free.lock().chunks, 3);
+        drop(writer);
+        pool.free(&nodes);
+        assert_eq!(pool.used_bytes(), 0);
     }
 
     #[test]

@@ -275,20 +275,22 @@ impl WriteTxn<'_> {
         Ok(self.txn.put(&self.handles[table.0], key, row, WriteFlags::UPSERT)?)
     }
 
-    /// Writes or, where there is no row, deletes, key after key. With `append` all keys come after all keys of the
-    /// table, which then fills without a search.
+    /// A cursor that appends to a table.
+    pub(crate) fn end_of(&self, table: Table) -> Result<TableEnd<'_>, MdbxError> {
+        Ok(TableEnd { cursor: self.txn.cursor(&self.handles[table.0])? })
+    }
+
+    /// Writes or, where there is no row, deletes, key after key.
     pub(crate) fn put_all<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
         table: Table,
-        append: bool,
         rows: impl Iterator<Item = (K, Option<V>)>,
     ) -> Result<(), MdbxError> {
-        let flags = if append { WriteFlags::APPEND } else { WriteFlags::UPSERT };
         let handle = &self.handles[table.0];
         let mut cursor = self.txn.cursor(handle)?;
         for (key, row) in rows {
             match row {
-                Some(row) => cursor.put(key.as_ref(), row.as_ref(), flags)?,
+                Some(row) => cursor.put(key.as_ref(), row.as_ref(), WriteFlags::UPSERT)?,
                 None => drop(self.txn.del(handle, key, None)?),
             }
         }
@@ -317,5 +319,22 @@ impl WriteTxn<'_> {
     pub(crate) fn commit(self) -> Result<(), MdbxError> {
         self.txn.commit()?;
         Ok(())
+    }
+}
+
+/// The end of a table, where rows fill pages without a search.
+pub(crate) struct TableEnd<'txn> {
+    cursor: libmdbx::Cursor<'txn, RW>,
+}
+
+impl TableEnd<'_> {
+    /// The last key of the table.
+    pub(crate) fn last_key(&mut self) -> Result<Option<Vec<u8>>, MdbxError> {
+        Ok(self.cursor.last::<Vec<u8>, ()>()?.map(|(key, ())| key))
+    }
+
+    /// Writes a row whose key comes after all keys of the table: MDBX refuses any other.
+    pub(crate) fn append(&mut self, key: &[u8], row: &[u8]) -> Result<(), MdbxError> {
+        Ok(self.cursor.put(key, row, WriteFlags::APPEND)?)
     }
 }

@@ -141,6 +141,44 @@ fn a_failing_source_fails_the_load() {
     assert_eq!(store.tip().unwrap(), None);
 }
 
+/// Working ahead gives the rows that folds from the empty state leave behind, whatever the pieces and threads.
+#[test]
+fn loads_on_any_threads_leave_the_rows_of_folds() {
+    let mut rng = seeded_rng();
+    for shape in Shape::ALL {
+        let mut model = Model::new();
+        for _ in 0..3 {
+            let state = random_block(&mut rng, &model, shape, 120);
+            apply(&mut model, &state);
+        }
+        let empty = MemoryStore::new();
+        empty.load(load(&Model::new(), block(0))).unwrap();
+        let mut state = HashedPostState::default();
+        for (hashed_address, account) in &model {
+            let delta = state.accounts.entry(*hashed_address).or_default();
+            (delta.nonce, delta.balance) = (Some(account.nonce), Some(account.balance));
+            delta.code_hash = Some(account.code_hash);
+            delta.storage.extend(account.storage.iter().map(|(slot, value)| (*slot, *value)));
+        }
+        let empty = empty.snapshot().unwrap();
+        let changes = resolve(&empty, &state).unwrap();
+        for options in [FoldOptions::SERIAL, FoldOptions::FORCED_PARALLEL] {
+            let folded = fold(&empty, changes.clone(), &options).unwrap();
+            let updates = folded.updates();
+            for (threads, piece_bytes) in [(1, 700), (2, 0), (2, 3000), (3, 1), (8, 1 << 20)] {
+                let store = MemoryStore::new();
+                let mut nodes = 0;
+                let load = load(&model, block(0)).with_threads(threads).with_piece_bytes(piece_bytes);
+                let load = load.observed_by(|progress: &LoadProgress| nodes = progress.nodes);
+                assert_eq!(load.load_into(&store).unwrap().state_root, folded.computed_state_root);
+                let loaded = store.snapshot().unwrap();
+                assert!(updates.nodes.iter().all(|(key, row)| loaded.node(key).unwrap() == *row), "{shape:?}");
+                assert_eq!(nodes, updates.nodes.len() as u64);
+            }
+        }
+    }
+}
+
 /// More leaves than a page of ordered reads, in the accounts and in one account.
 #[test]
 fn a_state_of_many_pages_moves_from_store_to_store() {

@@ -1,19 +1,21 @@
-//! Loads a state of plain accounts into a fresh store, and says how long each part of it took.
+//! Loads a state into a fresh store, and says how long each part of it took.
 //!
-//! `cargo run --release --features mdbx --example bulk_load -- ACCOUNTS redb|mdbx|memory|rows|keys [DIRECTORY]`
+//! `cargo run --release --example bulk_load -- ACCOUNTS redb|mdbx|memory|rows|keys [DIRECTORY]`
 //!
-//! `keys` makes the sorted leaves alone, `rows` turns them into rows and drops these. The variable `THREADS` says how many threads
-//! take part. Account `i` has the first 20
+//! `keys` makes the sorted keys alone, `rows` turns leaves into rows on one thread and drops these. The variable
+//! `THREADS` says how many threads take part, `SLOTS` how many slots each account has. Account `i` has the first 20
 //! bytes of keccak256(`i` as 8 bytes, big-endian) as its address, the nonce `i` and the balance `i * 10^9 + 1`.
 
-use std::{convert::Infallible, env, error::Error, fs, path::Path, thread, time::Instant};
+use std::{convert::Infallible, env, error::Error, fs, iter, path::Path, thread, time::Instant};
 
 use alloy_primitives::{Address, B256, KECCAK256_EMPTY, U256, keccak256};
 use foldgate::core::{
     AccountInfo, BlockNumHash, LoadSource, MemoryStore,
-    keys::hash_address,
+    keys::{hash_address, hash_slot},
     trie::bulk::{LoadItem, StateLoad},
 };
+use foldgate_storage_mdbx::MdbxStore;
+use foldgate_storage_redb::RedbStore;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
@@ -21,10 +23,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let what = arguments.next().ok_or("redb, mdbx, memory, rows or keys?")?;
     let begin = Instant::now();
     let keys = sorted_keys(accounts);
+    let slots = sorted_slots(env::var("SLOTS").map_or(Ok(0), |slots| slots.parse())?);
     println!("{accounts} keys: {:.2} s, {}", begin.elapsed().as_secs_f64(), memory());
     let threads = env::var("THREADS").ok().and_then(|threads| threads.parse().ok());
     let threads = threads.or(thread::available_parallelism().ok()).map_or(1, usize::from);
-    let load = || StateLoad::new(items(&keys), BlockNumHash::new(0, B256::ZERO)).with_threads(threads);
+    let load = || StateLoad::new(items(&keys, &slots), BlockNumHash::new(0, B256::ZERO)).with_threads(threads);
     let begin = Instant::now();
     match what.as_str() {
         "keys" => {}
@@ -41,10 +44,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             let place = arguments.next().ok_or("in which directory?")?;
             let place = Path::new(&place).join(durable);
             let state_root = match durable {
-                "redb" => load().load_into(&foldgate::RedbStore::open(&place, Default::default())?)?.state_root,
-                "mdbx" => {
-                    load().load_into(&foldgate_storage_mdbx::MdbxStore::open(&place, Default::default())?)?.state_root
-                }
+                "redb" => load().load_into(&RedbStore::open(&place, Default::default())?)?.state_root,
+                "mdbx" => load().load_into(&MdbxStore::open(&place, Default::default())?)?.state_root,
                 other => return Err(format!("no backend is called {other}").into()),
             };
             println!("state root {state_root}, {} MB of files", size(&place)? >> 20);
@@ -63,11 +64,24 @@ fn sorted_keys(accounts: u32) -> Vec<(B256, u32)> {
     keys
 }
 
-fn items(keys: &[(B256, u32)]) -> impl Iterator<Item = Result<LoadItem, Infallible>> + use<'_> {
-    keys.iter().map(|(hashed_address, i)| {
+/// The hashed slots that each account has, sorted.
+fn sorted_slots(slots: u32) -> Vec<B256> {
+    let mut slots: Vec<_> = (0..slots).map(|slot| hash_slot(&U256::from(slot))).collect();
+    slots.sort_unstable();
+    slots
+}
+
+fn items<'a>(
+    keys: &'a [(B256, u32)],
+    slots: &'a [B256],
+) -> impl Iterator<Item = Result<LoadItem, Infallible>> + Send + use<'a> {
+    keys.iter().flat_map(move |(hashed_address, i)| {
         let balance = U256::from(*i) * U256::from(1_000_000_000) + U256::from(1);
         let info = AccountInfo { nonce: u64::from(*i), balance, code_hash: KECCAK256_EMPTY };
-        Ok(LoadItem::Account { hashed_address: *hashed_address, info })
+        let account = LoadItem::Account { hashed_address: *hashed_address, info };
+        let slots =
+            slots.iter().map(|slot| LoadItem::Slot { hashed_slot: *slot, value: U256::from(*i) + U256::from(1) });
+        iter::once(account).chain(slots).map(Ok)
     })
 }
 

@@ -60,7 +60,7 @@ fn encode_slot<'a>(((account, slot), value): &'a ((B256, B256), U256), scratch: 
     let Scratch { key, row } = scratch;
     key[..64].copy_from_slice(&record::slot_key(account, slot));
     let row = row.first_chunk_mut().map(|row| record::write_slot_value(value, row));
-    (&key[..64], row.map(|row| &*row).filter(|row| !row.is_empty()))
+    (&key[..64], row.filter(|row| !row.is_empty()))
 }
 
 fn encode_node<'a>((key, row): &'a (NodeKey, Option<Bytes>), scratch: &'a mut Scratch) -> Encoded<'a> {

@@ -35,6 +35,12 @@ type Handle = libmdbx::Table<'static>;
 /// The lock file within the store's directory.
 const LOCK: &str = "foldgate.lock";
 
+/// The size of a page where the system's pages have the same: what [`Options::dirty_bytes`] is counted in.
+const PAGE_BYTES: usize = 4096;
+/// MDBX takes no other numbers of changed pages.
+const MIN_DIRTY_PAGES: usize = 256;
+const MAX_DIRTY_PAGES: usize = 1 << 28;
+
 /// How a store is opened. None of it is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -43,6 +49,9 @@ pub struct Options {
     pub map_bytes: usize,
     /// By how many bytes the file grows when it is full.
     pub growth_bytes: usize,
+    /// How many bytes of changed pages a write transaction holds in memory, about. Beyond that it writes some of them
+    /// to where they belong, which nobody sees before its commit.
+    pub dirty_bytes: usize,
     /// How many read transactions may be open at once.
     pub max_readers: u32,
     /// How many threads may read one snapshot without waiting for each other. Each costs a read transaction, while
@@ -51,10 +60,17 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// A map of 1 TiB that grows by 64 MiB, 256 readers, and a lane for each processor up to four.
+    /// A map of 1 TiB that grows by 64 MiB, 512 MiB of changed pages, 256 readers, and a lane for each processor up to
+    /// four.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { map_bytes: 1 << 40, growth_bytes: 64 << 20, max_readers: 256, lanes: processors.min(4) }
+        Self {
+            map_bytes: 1 << 40,
+            growth_bytes: 64 << 20,
+            dirty_bytes: 512 << 20,
+            max_readers: 256,
+            lanes: processors.min(4),
+        }
     }
 }
 
@@ -68,6 +84,12 @@ impl Options {
     /// Sets [`Options::growth_bytes`].
     pub const fn with_growth_bytes(mut self, bytes: usize) -> Self {
         self.growth_bytes = bytes;
+        self
+    }
+
+    /// Sets [`Options::dirty_bytes`].
+    pub const fn with_dirty_bytes(mut self, bytes: usize) -> Self {
+        self.dirty_bytes = bytes;
         self
     }
 
@@ -117,6 +139,7 @@ impl Env {
             DatabaseOptions {
                 max_tables: Some(TABLES.len() as u64),
                 max_readers: Some(options.max_readers),
+                txn_dp_limit: Some((options.dirty_bytes / PAGE_BYTES).clamp(MIN_DIRTY_PAGES, MAX_DIRTY_PAGES) as u64),
                 mode: Mode::ReadWrite(ReadWriteOptions {
                     sync_mode: SyncMode::Durable,
                     max_size: size(options.map_bytes),

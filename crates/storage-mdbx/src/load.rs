@@ -6,8 +6,9 @@
 //!
 //! Invariants:
 //! 1. Nothing is visible or durable before the transaction's commit; an error before it, or a kill, leaves no trace.
-//! 2. No more than a piece is held beside the pages that MDBX has not written yet, of which it holds a bounded part of
-//!    the machine's memory.
+//! 2. No more than a piece is held beside the pages that MDBX has not written yet ([`Options::dirty_bytes`]).
+//!
+//! [`Options::dirty_bytes`]: crate::Options::dirty_bytes
 
 use alloy_primitives::{B256, Bytes, U256};
 use foldgate_core::{

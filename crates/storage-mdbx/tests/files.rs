@@ -141,6 +141,16 @@ fn a_killed_load_leaves_an_empty_store() {
     survives_killed_loads("a_killed_load_leaves_an_empty_store", dir.path(), 4, |dir| open(dir).unwrap());
 }
 
+/// Extreme bounds are taken, and a load that has to write pages before its commit is as good as any.
+#[test]
+fn a_load_beyond_the_memory_of_a_transaction() {
+    for dirty_bytes in [0, 2 << 20, usize::MAX] {
+        let dir = TempDir::new().unwrap();
+        let store = MdbxStore::open(dir.path(), Options::default().with_dirty_bytes(dirty_bytes)).unwrap();
+        load_many(&store, 50_000);
+    }
+}
+
 /// A small chain's worth of state in one transaction.
 #[test]
 fn a_million_accounts_load_at_once() {

@@ -29,8 +29,10 @@ use crate::{
     store::{LoadError, LoadSource, Rows, TrieStore},
 };
 
-/// How many items are handed on together.
+/// How many items are handed on together at most.
 const BATCH_ITEMS: usize = 1024;
+/// A batch ends as soon as its codes have this many bytes.
+const BATCH_CODE_BYTES: usize = 1 << 20;
 /// How many batches wait at most.
 const BATCHES_AHEAD: usize = 8;
 /// How many pieces wait at most, beside the one that is made and the one that is written.
@@ -96,16 +98,23 @@ fn spawn<'scope, S, E>(
 /// Reads items until they end, one fails, or nobody wants them any more.
 fn read_items<E>(items: impl Iterator<Item = Result<LoadItem, E>>, out: &SyncSender<Batch<E>>) {
     let mut batch = Vec::with_capacity(BATCH_ITEMS);
+    let mut code_bytes = 0;
     for item in items {
         match item {
-            Ok(item) => batch.push(item),
+            Ok(item) => {
+                if let LoadItem::Code { code, .. } = &item {
+                    code_bytes += code.len();
+                }
+                batch.push(item);
+            }
             Err(error) => {
                 let _gone =
                     out.send(Batch::Items(batch)).and_then(|()| out.send(Batch::Failed(BulkError::Source(error))));
                 return;
             }
         }
-        if batch.len() == BATCH_ITEMS {
+        if batch.len() == BATCH_ITEMS || code_bytes >= BATCH_CODE_BYTES {
+            code_bytes = 0;
             let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH_ITEMS));
             if out.send(Batch::Items(full)).is_err() {
                 return;

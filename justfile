@@ -24,3 +24,7 @@ foldgate *arguments:
 # Benchmarks of the hash kernels, of the fold and of access lists.
 bench:
     cargo bench -p foldgate-keccak -p foldgate-core -p foldgate-bal
+
+# A race on a workload (w1, w1-10m, w2, w3, w4, m60, m1g), all backends beside other implementations.
+race workload *arguments:
+    cargo run --release --package foldgate-cli --features mdbx,peers -- bench fold --peers --workload {{workload}} {{arguments}}

@@ -193,11 +193,8 @@ fn the_page_cache_outlives_commits<F: StoreFactory>(factory: &F) {
         assert!(stats.bytes <= budget as u64, "{stats:?}");
         match budget {
             0 => assert_eq!((stats.hits, stats.misses), (0, 0), "{stats:?}"),
+            // What a block itself brought in is looked up elsewhere: these are of blocks before it.
             _ => assert!(stats.hits > 0 && stats.entries > 0, "{stats:?}"),
-        }
-        if part == 2 {
-            // Branches of the blocks before are in memory and are not looked up.
-            assert!(2 * stats.hits > stats.misses, "{stats:?}");
         }
     }
     assert_state(&*store, &blocks[18]);

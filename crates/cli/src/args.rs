@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+    value_parser,
+};
+use foldgate_bench::{Draw, Workload, harness::MERGED_BLOCKS};
 use foldgate_evm::AmsterdamRules;
 
 use crate::backend::BackendKind;
@@ -20,6 +25,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[non_exhaustive]
 pub enum Command {
+    /// Measure folds and loads.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Make a chain with real signed transactions, import it, and show what folding beside the execution hides.
     Demo(DemoArgs),
     /// Run blockchain tests (EEST, ethereum/tests) through the pipeline.
@@ -57,6 +65,86 @@ impl From<RulesArg> for AmsterdamRules {
             RulesArg::Osaka => Self::Osaka,
         }
     }
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Subcommand)]
+#[non_exhaustive]
+pub enum BenchCommand {
+    /// Fold blocks of a workload, every contender block by block beside the others.
+    Fold(BenchFoldArgs),
+    /// Load generated accounts into a fresh store.
+    Load(BenchLoadArgs),
+}
+
+/// How a block's keys are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeysArg {
+    /// Each with the same probability.
+    Uniform,
+    /// By Zipf's law, so that blocks share popular keys.
+    Zipf,
+}
+
+impl From<KeysArg> for Draw {
+    fn from(keys: KeysArg) -> Self {
+        match keys {
+            KeysArg::Uniform => Self::Uniform,
+            KeysArg::Zipf => Self::Zipf,
+        }
+    }
+}
+
+/// `foldgate bench fold`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchFoldArgs {
+    /// The state, and what blocks change in it; `w4` is followed by `w4-spread`.
+    #[arg(long, required = true, value_parser = PossibleValuesParser::new(Workload::ALL.map(Workload::name)).try_map(|name| name.parse::<Workload>()))]
+    pub workload: Vec<Workload>,
+    /// The stores. Without it, all that are built in.
+    #[arg(long, value_enum)]
+    pub backend: Vec<BackendKind>,
+    /// The numbers of threads.
+    #[arg(long, value_name = "N", default_values_t = [1, 2], value_parser = value_parser!(u16).range(1..=1024))]
+    pub threads: Vec<u16>,
+    /// Let the other implementations take part (needs the cargo feature `peers`).
+    #[arg(long)]
+    pub peers: bool,
+    /// How many blocks are measured warm, and as many as the last blocks left the caches. Without it, 50 to 200.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000))]
+    pub blocks: Option<u32>,
+    /// How keys are drawn. Without it, in every way that the workload knows.
+    #[arg(long, value_enum)]
+    pub keys: Option<KeysArg>,
+    /// How many blocks are flushed to the store at once.
+    #[arg(long, value_name = "N", default_value_t = MERGED_BLOCKS, value_parser = value_parser!(u32).range(1..=1024))]
+    pub merged_blocks: u32,
+    /// Where stores are made. Without it, where temporary files go.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Divide the workload's state and its blocks by this.
+    #[arg(long, value_name = "N", hide = true, default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
+    pub scale: u32,
+    /// Print one line of JSON for each contender.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `foldgate bench load`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchLoadArgs {
+    /// How many accounts.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = value_parser!(u32).range(1..))]
+    pub accounts: u32,
+    /// The stores. Without it, all that are built in.
+    #[arg(long, value_enum)]
+    pub backend: Vec<BackendKind>,
+    /// Where stores are made. Without it, where temporary files go.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Print one line of JSON for each backend.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `foldgate demo`.

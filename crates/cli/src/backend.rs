@@ -25,11 +25,7 @@ pub enum BackendKind {
 
 impl fmt::Display for BackendKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Memory => "memory",
-            Self::Redb => "redb",
-            Self::Mdbx => "mdbx",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -75,7 +71,7 @@ pub enum BackendError {
 }
 
 /// Opens stores of one kind.
-pub trait Backend: Copy + Send + Sync {
+pub trait Backend: Copy + Send + Sync + 'static {
     /// The store.
     type Store: TrieStore + BalStore;
 
@@ -121,6 +117,24 @@ impl BackendKind {
         match there.next() {
             Some(found) => Err(BackendError::OtherBackend { backend: self, found, path: path.to_owned() }),
             None => Ok(()),
+        }
+    }
+
+    /// The backends that this tool was built with.
+    pub const BUILT_IN: &[Self] = &[
+        Self::Memory,
+        #[cfg(feature = "redb")]
+        Self::Redb,
+        #[cfg(feature = "mdbx")]
+        Self::Mdbx,
+    ];
+
+    /// The name by which arguments know it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Redb => "redb",
+            Self::Mdbx => "mdbx",
         }
     }
 

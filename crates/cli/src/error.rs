@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt, io, path::PathBuf};
 
+use foldgate_bench::BenchError;
+
 use crate::{backend::BackendError, demo::DemoError, replay::ReplayError};
 
 /// Why a command could not be carried out.
@@ -11,6 +13,9 @@ pub enum CliError {
     /// The store could not be had.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A benchmark stopped.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// The demonstration stopped.
     #[error(transparent)]
     Demo(Box<DemoError>),

@@ -2,6 +2,7 @@
 //!
 //! | module | command |
 //! |---|---|
+//! | [`bench`](mod@bench) | `foldgate bench`: measurements |
 //! | [`demo`] | `foldgate demo`: a chain of its own |
 //! | [`fixtures`] | `foldgate fixtures`: blockchain tests |
 //! | [`replay`] | `foldgate replay`: a chain on its genesis |
@@ -9,10 +10,11 @@
 //!
 //! Invariants:
 //! 1. Bad input is a typed error that names the file, the block and the field, and leaves the store as it was.
-//! 2. Under `--json` the standard output holds one line; what there is to say to people goes to the standard error.
+//! 2. Under `--json` the standard output holds one line, or one for each contender of a benchmark; what there is to say to people goes to the standard error.
 
 pub mod args;
 pub mod backend;
+pub mod bench;
 pub mod chain_store;
 pub mod demo;
 pub mod derive;
@@ -36,6 +38,7 @@ pub use error::{Causes, CliError};
 /// [`CliError`] if the command could not be carried out.
 pub fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<bool, CliError> {
     match cli.command {
+        Command::Bench(command) => bench::command(&command, out),
         Command::Demo(args) => demo::command(&args, out),
         Command::Fixtures(args) => fixtures::command(&args, out, notes),
         Command::Replay(args) => replay::command(&args, out),

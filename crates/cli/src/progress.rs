@@ -28,11 +28,11 @@ impl Progress {
     /// Counts so many accounts and slots of a state that is loaded.
     pub(crate) fn load(leaves: u64, quiet: bool) -> Self {
         let bar = Self::bar(Some(leaves), quiet);
-        bar.set_style(style("{wide_bar} {pos}/{len} accounts and slots, {elapsed}, {msg}"));
+        bar.set_style(style("{wide_bar} {human_pos}/{human_len} accounts and slots, {elapsed}, {per_sec}, {msg}"));
         Self(bar)
     }
 
-    /// A block was judged.
+    /// A block was judged, or measured.
     pub(crate) fn step_block(&self) {
         self.0.inc(1);
     }

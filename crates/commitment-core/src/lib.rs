@@ -40,7 +40,7 @@ pub use keys::KeyHasher;
 pub use memory::{MemoryError, MemorySnapshot, MemoryStore};
 pub use node::{NodeKey, TrieId, TrieUpdates};
 pub use overlay::{BrokenOverlay, Layer, Overlay};
-pub use resolve::{resolve, resolve_with};
+pub use resolve::{resolve, resolve_all, resolve_with};
 pub use store::{
     BackendError, BalSource, BalStore, CommitBatch, CommittedBlock, LoadError, LoadOrder, LoadSource, Refusal,
     Retention, Rows, StateReader, TrieReader, TrieStore, UnwindBatch,

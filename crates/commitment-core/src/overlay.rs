@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use alloy_primitives::{B256, Bytes, U256};
+use alloy_trie::EMPTY_ROOT_HASH;
 
 use crate::{
     account::{Account, AccountInfo},
@@ -46,20 +47,73 @@ impl PartialEq for Layer {
 impl Layer {
     /// The batch that commits this block alone.
     pub fn to_batch(&self) -> CommitBatch {
-        let accounts = self.diff.accounts.iter();
-        let slots = accounts.clone().flat_map(|account| {
+        let slots = self.diff.accounts.iter().flat_map(|account| {
             account.slots.iter().map(|slot| ((account.hashed_address, slot.hashed_slot), slot.new))
         });
         CommitBatch {
             parent: self.parent,
-            blocks: vec![CommittedBlock { anchor: self.anchor, reverse: self.diff.reverse(), bal: self.bal.clone() }],
+            blocks: vec![self.committed_block()],
             rows: Rows {
-                accounts: accounts.clone().map(|account| (account.hashed_address, account.new)).collect(),
+                accounts: self.diff.accounts.iter().map(|account| (account.hashed_address, account.new)).collect(),
                 slots: slots.collect(),
                 nodes: self.tries.updates(&self.diff).nodes,
                 codes: self.diff.codes.clone(),
             },
         }
+    }
+
+    /// The batch that commits blocks, oldest first, at once: of what several of them changed only the newest is
+    /// written. `None` without blocks.
+    ///
+    /// # Errors
+    /// If a layer does not stand on the one before it, or its tries do not.
+    pub fn merged_batch(layers: &[Arc<Self>]) -> Result<Option<CommitBatch>, BrokenOverlay> {
+        let (Some(first), Some(newest)) = (layers.first(), layers.last()) else { return Ok(None) };
+        for pair in layers.windows(2) {
+            let (below, layer) = (&pair[0], &pair[1]);
+            check_stands_on(layer, below.anchor.block, Some(&below.tries))?;
+        }
+        let (mut accounts, mut slots, mut codes) = (Vec::new(), Vec::new(), Vec::new());
+        for layer in layers.iter().rev() {
+            for account in &layer.diff.accounts {
+                accounts.push((account.hashed_address, account.new));
+                let address = account.hashed_address;
+                slots.extend(account.slots.iter().map(|slot| ((address, slot.hashed_slot), slot.new)));
+            }
+            codes.extend(layer.diff.codes.iter().cloned());
+        }
+        // Stable: of equal keys the newest layer's comes first, and stays.
+        accounts.sort_by_key(|(hashed_address, _)| *hashed_address);
+        accounts.dedup_by_key(|(hashed_address, _)| *hashed_address);
+        slots.sort_by_key(|(key, _)| *key);
+        slots.dedup_by_key(|(key, _)| *key);
+        codes.sort_by_key(|(hash, _)| *hash);
+        codes.dedup_by_key(|(hash, _)| *hash);
+        let mut written: Vec<B256> = slots.iter().map(|((hashed_address, _), _)| *hashed_address).collect();
+        written.dedup();
+        let exists = |address: &&B256| {
+            accounts.binary_search_by(|(key, _)| key.cmp(address)).is_ok_and(|at| accounts[at].1.is_some())
+        };
+        let gone = layers.iter().flat_map(|layer| layer.tries.gone());
+        let nodes = newest.tries.rows_since(first.tries.epoch() - 1, written.iter().filter(exists), gone).nodes;
+        let blocks = layers.iter().map(|layer| layer.committed_block()).collect();
+        Ok(Some(CommitBatch { parent: first.parent, blocks, rows: Rows { accounts, slots, nodes, codes } }))
+    }
+
+    fn committed_block(&self) -> CommittedBlock {
+        CommittedBlock { anchor: self.anchor, reverse: self.diff.reverse(), bal: self.bal.clone() }
+    }
+}
+
+/// Checks that a layer, and its tries, stand on the block below.
+fn check_stands_on(layer: &Layer, below: BlockNumHash, tries: Option<&Version>) -> Result<(), BrokenOverlay> {
+    let block = layer.anchor.block;
+    if layer.parent != below {
+        return Err(BrokenOverlay::Gap { layer: block, got: layer.parent, expected: below });
+    }
+    match tries {
+        Some(below) if !layer.tries.follows(below) => Err(BrokenOverlay::Tries { layer: block }),
+        _ => Ok(()),
     }
 }
 
@@ -102,14 +156,8 @@ impl<R: TrieReader> Overlay<R> {
     pub fn new(base: R, layers: Vec<Arc<Layer>>) -> Result<Self, BrokenOverlay> {
         let (mut below, mut tries) = (base.anchor().block, base.tries());
         for layer in &layers {
-            let block = layer.anchor.block;
-            if layer.parent != below {
-                return Err(BrokenOverlay::Gap { layer: block, got: layer.parent, expected: below });
-            }
-            if tries.is_some_and(|below| !layer.tries.follows(&below)) {
-                return Err(BrokenOverlay::Tries { layer: block });
-            }
-            (below, tries) = (block, Some(layer.tries.clone()));
+            check_stands_on(layer, below, tries.as_ref())?;
+            (below, tries) = (layer.anchor.block, Some(layer.tries.clone()));
         }
         if let (Some(lowest), Some(newest)) = (layers.first(), layers.last())
             && !newest.tries.can_be_read_over(lowest.tries.epoch() - 1)
@@ -194,11 +242,15 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
     fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error> {
         let Some(newest) = self.layers.last() else { return self.base.node(key) };
         if let TrieId::Storage(hashed_address) = &key.trie
-            && self.account(hashed_address)?.is_none()
+            && self.account(hashed_address)?.is_none_or(|account| account.storage_root == EMPTY_ROOT_HASH)
         {
             return Ok(None);
         }
         newest.tries.row(key).map_or_else(|| self.base.node(key), Ok)
+    }
+
+    fn durable_node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error> {
+        self.base.durable_node(key)
     }
 
     fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, Self::Error> {

@@ -7,6 +7,8 @@
 //!    they list besides (no-op writes, replaced code, accounts created and destroyed).
 //! 3. What is removed is listed leaf by leaf, so that the result can be inverted.
 
+use std::borrow::Borrow;
+
 use alloy_primitives::{B256, Bytes, U256, map::B256Map};
 use alloy_trie::EMPTY_ROOT_HASH;
 use rayon::prelude::*;
@@ -14,7 +16,7 @@ use rayon::prelude::*;
 use crate::{
     account::{Account, AccountInfo},
     diff::{AccountLeafChange, LeafChanges, SlotChange},
-    hashed::{AccountDelta, Cleared, HashedPostState},
+    hashed::{AccountDelta, Cleared, EmptyAccounts, HashedPostState},
     store::{TrieReader, next_key},
     trie::FoldOptions,
 };
@@ -60,6 +62,58 @@ pub fn resolve_with<R: TrieReader>(
     }
     changes.codes = new_codes(&changes.accounts, &state.codes);
     Ok(changes)
+}
+
+/// Resolves the changes of several blocks in order, oldest first, against the state of the first one's parent: one fold
+/// then leads to the state after the last one, whose root alone is computed.
+///
+/// Equal to resolving and folding them one after the other. An account that a block in between removed starts anew in
+/// the block after it, without the storage that it had.
+///
+/// # Errors
+/// If a read fails.
+pub fn resolve_all<R: TrieReader>(
+    states: &[impl Borrow<HashedPostState>],
+    parent: &R,
+    options: &FoldOptions,
+) -> Result<LeafChanges, R::Error> {
+    if let [state] = states {
+        return resolve_with(state.borrow(), parent, options);
+    }
+    let mut keys: Vec<_> = states.iter().flat_map(|state| state.borrow().accounts.keys().copied()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let olds = read_batch(&keys, options, |keys| parent.accounts(keys))?;
+    let mut merged = HashedPostState::new(EmptyAccounts::Keep);
+    for (hashed_address, old) in keys.into_iter().zip(olds) {
+        let delta = merge_deltas(&hashed_address, states, old.map(Account::into));
+        merged.accounts.insert(hashed_address, delta);
+    }
+    for state in states {
+        merged.codes.extend(state.borrow().codes.iter().map(|(hash, code)| (*hash, code.clone())));
+    }
+    resolve_with(&merged, parent, options)
+}
+
+/// What several blocks made of an account, with every field that it ends with.
+fn merge_deltas(
+    hashed_address: &B256,
+    states: &[impl Borrow<HashedPostState>],
+    old: Option<AccountInfo>,
+) -> AccountDelta {
+    let (mut info, mut merged) = (old, AccountDelta::default());
+    for state in states.iter().map(Borrow::borrow) {
+        let Some(delta) = state.accounts.get(hashed_address) else { continue };
+        info = delta.merge_info(info).filter(|info| state.keeps(info));
+        match info {
+            None => merged.delete(),
+            Some(_) => merged.merge(delta),
+        }
+    }
+    if let Some(AccountInfo { nonce, balance, code_hash }) = info {
+        (merged.nonce, merged.balance, merged.code_hash) = (Some(nonce), Some(balance), Some(code_hash));
+    }
+    merged
 }
 
 /// The fewest keys that are worth another thread.

@@ -146,6 +146,15 @@ pub trait TrieReader: StateReader + Clone + 'static {
     /// If the underlying storage fails.
     fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error>;
 
+    /// The same row in the durable snapshot below all blocks in memory: for those who know from [`Self::tries`] that no
+    /// block above it changed the node.
+    ///
+    /// # Errors
+    /// If the underlying storage fails.
+    fn durable_node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error> {
+        self.node(key)
+    }
+
     /// Up to `limit` leaves of the account trie in order of their keys, from the first key that is `>= start`.
     /// Fewer than `limit` only if there are no more.
     ///

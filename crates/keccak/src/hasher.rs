@@ -7,8 +7,9 @@
 #[cfg(target_arch = "x86_64")]
 use crate::batch::{hash_equal, hash_equal_padded, hash_mixed};
 use crate::{
+    counter::count,
     kernel::{Engine, Kernel, KernelError},
-    permutation::RATE,
+    permutation::{RATE, rate_blocks},
     scalar::Scalar,
 };
 use alloy_primitives::B256;
@@ -63,6 +64,7 @@ impl Hasher {
     /// If `messages` and `out` differ in length.
     pub fn messages<T: AsRef<[u8]>>(self, messages: &[T], out: &mut [B256]) {
         check_digests(messages.len(), out);
+        count(|| messages.iter().map(|message| rate_blocks(message.as_ref().len())).sum());
         match self.engine {
             Engine::Scalar(scalar) => scalar.hash_each(messages, out),
             #[cfg(target_arch = "x86_64")]
@@ -80,6 +82,7 @@ impl Hasher {
     /// If `keys` and `out` differ in length.
     pub fn keys<const N: usize, T: Borrow<[u8; N]>>(self, keys: &[T], out: &mut [B256]) {
         check_digests(keys.len(), out);
+        count(|| keys.len() * rate_blocks(N));
         let key = |index: usize| keys[index].borrow().as_slice();
         match self.engine {
             Engine::Scalar(scalar) => out.iter_mut().enumerate().for_each(|(i, digest)| *digest = scalar.hash(key(i))),
@@ -109,6 +112,7 @@ impl Hasher {
             data.len(),
             out.len(),
         );
+        count(|| out.len() * blocks);
         self.padded_by(|index| &data[index * stride..][..len], out);
     }
 
@@ -128,6 +132,7 @@ impl Hasher {
             "padded message outside of its data: got {} bytes, expected {len} bytes at offset {last:?}",
             data.len(),
         );
+        count(|| out.len() * blocks);
         self.padded_by(|index| &data[offsets[index]..][..len], out);
     }
 
@@ -155,6 +160,7 @@ impl Default for Hasher {
 /// Alone a message has no company for the lanes of a vector kernel: this is the scalar kernel, whichever is active.
 #[inline]
 pub fn keccak256(message: impl AsRef<[u8]>) -> B256 {
+    count(|| rate_blocks(message.as_ref().len()));
     Scalar::detect().hash(message.as_ref())
 }
 

@@ -48,6 +48,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod batch;
+mod counter;
 mod hasher;
 mod kernel;
 #[cfg(target_arch = "x86_64")]
@@ -58,6 +59,7 @@ mod scalar;
 #[cfg(test)]
 mod tests;
 
+pub use counter::{count_permutations, permutations_counted};
 pub use hasher::{
     Hasher, keccak256, keccak256_20, keccak256_32, keccak256_batch, keccak256_batch_with, keccak256_padded,
     keccak256_padded_at,

@@ -25,7 +25,9 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use alloy_primitives::Bytes;
 use crossbeam_channel::{Receiver, Sender, select_biased};
-use foldgate_core::{BlockHash, BlockNumHash, Cached, Layer, StateAnchor, TrieReader, TrieStore, trie::FoldError};
+use foldgate_core::{
+    BlockHash, BlockNumHash, Cached, Layer, StateAnchor, TrieReader, TrieStore, Version, trie::FoldError,
+};
 
 use crate::{
     config::PipelineConfig,
@@ -163,11 +165,11 @@ impl<S: TrieStore> Calculator<S> {
         }
         Counters::add(&self.counters.requests);
         let plan = self.plan(request);
-        let base = self.tree.base.clone();
+        let base = self.tree.base.for_block();
         let bal = match plan.raw {
             None => BalStage::None,
             Some(raw) => {
-                self.prepare(&shared, raw, base.clone());
+                self.prepare(&shared, raw, base.clone(), self.tree.nearest_tries(parent));
                 BalStage::Preparing
             }
         };
@@ -241,7 +243,13 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    fn prepare(&self, shared: &Arc<Shared<S::Snapshot>>, raw: Bytes, base: Cached<S::Snapshot>) {
+    fn prepare(
+        &self,
+        shared: &Arc<Shared<S::Snapshot>>,
+        raw: Bytes,
+        base: Cached<S::Snapshot>,
+        tries: Option<Version>,
+    ) {
         let (shared, answers, warm_up) = (Arc::clone(shared), self.answers.clone(), self.config.warm_up);
         self.pool.spawn(&self.answers, &Arc::clone(&shared), move || {
             let begin = Instant::now();
@@ -257,7 +265,7 @@ impl<S: TrieStore> Calculator<S> {
             let good = Arc::clone(good);
             let answered = answers.send(JobMessage::Prepared { attempt, prepared, took });
             if warm_up && answered.is_ok() {
-                jobs::warm_up(&good, &base, || shared.gate.token().is_cancelled());
+                jobs::warm_up(&good, &base, tries.as_ref(), || shared.gate.token().is_cancelled());
             }
             None
         });

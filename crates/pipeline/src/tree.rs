@@ -18,7 +18,7 @@ use std::{
 };
 
 use foldgate_bal::Bal;
-use foldgate_core::{BlockHash, BlockNumHash, Cached, HashedPostState, Layer, Overlay, TrieReader};
+use foldgate_core::{BlockHash, BlockNumHash, Cached, HashedPostState, Layer, Overlay, TrieReader, Version};
 
 use crate::{
     handle::{AttemptId, Shared},
@@ -268,6 +268,18 @@ impl<R: TrieReader> Tree<R> {
             children.retain(|candidate| candidate != child);
             if children.is_empty() {
                 self.children.remove(parent);
+            }
+        }
+    }
+
+    /// The tries of the nearest committed ancestor, as far as they are in memory: what is there need not be read ahead.
+    pub(crate) fn nearest_tries(&self, parent: BlockNumHash) -> Option<Version> {
+        let mut at = parent;
+        loop {
+            match self.node(at) {
+                Some(Node::InFlight(entry)) => at = entry.parent,
+                Some(Node::Committed(committed)) => return Some(committed.layer.tries.clone()),
+                None => return self.base.tries(),
             }
         }
     }

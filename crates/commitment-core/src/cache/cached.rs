@@ -1,11 +1,16 @@
 //! A snapshot read through the cache.
 //!
-//! Invariant: the version is the one that the cache had when the reader was made, for the snapshot's own block; without
-//! one, every read goes to the snapshot.
+//! Invariants:
+//! 1. The version is the one that the cache had when the reader was made, for the snapshot's own block; without one,
+//!    every read goes to the snapshot.
+//! 2. What a warm-up brought in is of this snapshot, and does not change any more.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use alloy_primitives::{B256, Bytes, U256};
+use alloy_primitives::{
+    B256, Bytes, U256,
+    map::{B256Map, HashMap},
+};
 
 use super::{PageCache, Record, table::Key, versions::Version};
 use crate::{
@@ -26,6 +31,16 @@ pub struct Cached<R> {
     version: Option<Version>,
     /// The tries of the snapshot's block, as far as they are in memory.
     tries: Option<trie::Version>,
+    /// What a warm-up brought in for one block.
+    pub(super) ahead: Arc<OnceLock<Ahead>>,
+}
+
+/// What one block's warm-up brought in: looked at without a lock.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    pub(super) accounts: B256Map<Option<Account>>,
+    pub(super) slots: HashMap<(B256, B256), U256>,
+    pub(super) rows: HashMap<NodeKey, Option<Bytes>>,
 }
 
 impl<R: TrieReader> Cached<R> {
@@ -33,12 +48,21 @@ impl<R: TrieReader> Cached<R> {
     /// reader does without the cache.
     pub fn new(snapshot: R, cache: Arc<PageCache>) -> Self {
         let version = cache.version_of(snapshot.anchor().block);
-        Self { snapshot, cache, version, tries: None }
+        Self { snapshot, cache, version, tries: None, ahead: Arc::default() }
     }
 
     /// The same with the tries of the snapshot's block.
     pub fn with_tries(self, tries: trie::Version) -> Self {
         Self { tries: Some(tries), ..self }
+    }
+
+    /// The same for the readers of one block: what [`Self::warm`] brings in is at hand for them at once, however full
+    /// the cache is.
+    pub fn for_block(&self) -> Self
+    where
+        R: Clone,
+    {
+        Self { ahead: Arc::default(), ..self.clone() }
     }
 
     /// The snapshot below.
@@ -51,7 +75,15 @@ impl<R: TrieReader> Cached<R> {
         &self.cache
     }
 
-    fn one<V: Record>(&self, key: Key, read: impl FnOnce(&R) -> Result<V, R::Error>) -> Result<V, R::Error> {
+    fn one<V: Record>(
+        &self,
+        ahead: impl FnOnce(&Ahead) -> Option<V>,
+        key: Key,
+        read: impl FnOnce(&R) -> Result<V, R::Error>,
+    ) -> Result<V, R::Error> {
+        if let Some(value) = self.ahead.get().and_then(ahead) {
+            return Ok(value);
+        }
         let Some(version) = self.version else { return read(&self.snapshot) };
         if let Some(value) = self.cache.get(version, &key, V::from_value) {
             return Ok(value);
@@ -64,11 +96,16 @@ impl<R: TrieReader> Cached<R> {
     fn all<K: Copy, V: Record + Default>(
         &self,
         keys: &[K],
+        ahead: impl Fn(&Ahead, &K) -> Option<V>,
         name: impl Fn(&K) -> Key,
         read: impl FnOnce(&R, &[K]) -> Result<Vec<V>, R::Error>,
     ) -> Result<Vec<V>, R::Error> {
-        let Some(version) = self.version else { return read(&self.snapshot, keys) };
-        let cached = |key: &K| self.cache.get(version, &name(key), V::from_value);
+        let brought = self.ahead.get();
+        let ahead = |key: &K| brought.and_then(|brought| ahead(brought, key));
+        let Some(version) = self.version else {
+            return through_batch(keys, ahead, |keys| read(&self.snapshot, keys));
+        };
+        let cached = |key: &K| ahead(key).or_else(|| self.cache.get(version, &name(key), V::from_value));
         through_batch(keys, cached, |keys| {
             let values = read(&self.snapshot, keys)?;
             self.cache.put_all(version, keys.iter().zip(&values).map(|(key, value)| (name(key), value.to_value())));
@@ -85,7 +122,10 @@ impl<R: TrieReader> StateReader for Cached<R> {
     }
 
     fn storage(&self, hashed_address: &B256, hashed_slot: &B256) -> Result<U256, Self::Error> {
-        self.one(Key::slot(hashed_address, hashed_slot), |snapshot| snapshot.storage(hashed_address, hashed_slot))
+        let ahead = |ahead: &Ahead| ahead.slots.get(&(*hashed_address, *hashed_slot)).copied();
+        self.one(ahead, Key::slot(hashed_address, hashed_slot), |snapshot| {
+            snapshot.storage(hashed_address, hashed_slot)
+        })
     }
 
     /// Code that is not there is not remembered: what is written later stays after an unwind, so that two snapshots of one
@@ -118,11 +158,12 @@ impl<R: TrieReader> TrieReader for Cached<R> {
     }
 
     fn account(&self, hashed_address: &B256) -> Result<Option<Account>, Self::Error> {
-        self.one(Key::account(hashed_address), |snapshot| snapshot.account(hashed_address))
+        let ahead = |ahead: &Ahead| ahead.accounts.get(hashed_address).copied();
+        self.one(ahead, Key::account(hashed_address), |snapshot| snapshot.account(hashed_address))
     }
 
     fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error> {
-        self.one(Key::row(key), |snapshot| snapshot.node(key))
+        self.one(|ahead| ahead.rows.get(key).cloned(), Key::row(key), |snapshot| snapshot.node(key))
     }
 
     fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, Self::Error> {
@@ -134,14 +175,17 @@ impl<R: TrieReader> TrieReader for Cached<R> {
     }
 
     fn accounts(&self, hashed_addresses: &[B256]) -> Result<Vec<Option<Account>>, Self::Error> {
-        self.all(hashed_addresses, Key::account, |snapshot, keys| snapshot.accounts(keys))
+        let ahead = |ahead: &Ahead, key: &B256| ahead.accounts.get(key).copied();
+        self.all(hashed_addresses, ahead, Key::account, |snapshot, keys| snapshot.accounts(keys))
     }
 
     fn slots(&self, keys: &[(B256, B256)]) -> Result<Vec<U256>, Self::Error> {
-        self.all(keys, |(address, slot)| Key::slot(address, slot), |snapshot, keys| snapshot.slots(keys))
+        let ahead = |ahead: &Ahead, key: &(B256, B256)| ahead.slots.get(key).copied();
+        self.all(keys, ahead, |(address, slot)| Key::slot(address, slot), |snapshot, keys| snapshot.slots(keys))
     }
 
     fn nodes(&self, keys: &[NodeKey]) -> Result<Vec<Option<Bytes>>, Self::Error> {
-        self.all(keys, Key::row, |snapshot, keys| snapshot.nodes(keys))
+        let ahead = |ahead: &Ahead, key: &NodeKey| ahead.rows.get(key).cloned();
+        self.all(keys, ahead, Key::row, |snapshot, keys| snapshot.nodes(keys))
     }
 }

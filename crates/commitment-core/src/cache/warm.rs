@@ -18,7 +18,7 @@ use std::ops::Range;
 use alloy_primitives::B256;
 use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 
-use super::Cached;
+use super::{Cached, cached::Ahead};
 use crate::{
     account::Account,
     node::{NodeKey, TrieId},
@@ -63,11 +63,32 @@ pub enum Warmed {
 }
 
 impl<R: TrieReader> Cached<R> {
-    /// Brings in what a block touches, sorted by hashed address: the records, and the rows on the paths of what changes.
+    /// Brings in what a block touches, sorted by hashed address: the records, and the rows on the paths of what changes,
+    /// as far as they are not in memory in `tries`: those of the block's parent, or of the nearest ancestor that has
+    /// any. It all goes into the cache, and into a table of this reader's own ([`Cached::for_block`]).
     ///
     /// # Errors
     /// If a read fails. Whoever needs the record will meet the failure again.
-    pub fn warm(&self, touched: &[TouchedAccount], stop: impl Fn() -> bool) -> Result<Warmed, R::Error> {
+    pub fn warm(
+        &self,
+        touched: &[TouchedAccount],
+        tries: Option<&Version>,
+        stop: impl Fn() -> bool,
+    ) -> Result<Warmed, R::Error> {
+        let mut ahead = Ahead::default();
+        let warmed = self.bring_in(touched, tries, &stop, &mut ahead);
+        // A reader is warmed once; a second time would change nothing.
+        let _first = self.ahead.set(ahead);
+        warmed
+    }
+
+    fn bring_in(
+        &self,
+        touched: &[TouchedAccount],
+        tries: Option<&Version>,
+        stop: &impl Fn() -> bool,
+        ahead: &mut Ahead,
+    ) -> Result<Warmed, R::Error> {
         let mut walk = Walk::default();
         for touched in touched.chunks(BATCH) {
             if stop() {
@@ -77,6 +98,7 @@ impl<R: TrieReader> Cached<R> {
             let accounts = self.accounts(&keys)?;
             let mut slots = Vec::new();
             for (touched, account) in touched.iter().zip(&accounts) {
+                ahead.accounts.insert(touched.hashed_address, *account);
                 walk.add(touched, account.as_ref());
                 if has_storage(account.as_ref()) {
                     slots.extend(touched.slots.iter().map(|slot| (touched.hashed_address, slot.hashed_slot)));
@@ -86,10 +108,10 @@ impl<R: TrieReader> Cached<R> {
                 if stop() {
                     return Ok(Warmed::Stopped);
                 }
-                self.slots(slots)?;
+                ahead.slots.extend(slots.iter().copied().zip(self.slots(slots)?));
             }
         }
-        walk.run(self, stop)
+        walk.run(self, tries, stop, ahead)
     }
 }
 
@@ -131,14 +153,20 @@ impl Walk {
         }
     }
 
-    fn run<R: TrieReader>(mut self, reader: &Cached<R>, stop: impl Fn() -> bool) -> Result<Warmed, R::Error> {
+    fn run<R: TrieReader>(
+        mut self,
+        reader: &Cached<R>,
+        tries: Option<&Version>,
+        stop: &impl Fn() -> bool,
+        ahead: &mut Ahead,
+    ) -> Result<Warmed, R::Error> {
         let mut tops = Vec::with_capacity(1 + self.storage.len());
         if !self.accounts.is_empty() {
             tops.push(Front { key: NodeKey::new(TrieId::Accounts, Nibbles::new()), keys: 0..self.accounts.len() });
         }
         tops.append(&mut self.storage);
-        let mut level = match reader.tries() {
-            Some(tries) => tops.into_iter().flat_map(|top| self.below_memory(&tries, &top)).collect(),
+        let mut level = match tries {
+            Some(tries) => tops.into_iter().flat_map(|top| self.below_memory(tries, &top)).collect(),
             None => tops,
         };
         while !level.is_empty() {
@@ -150,7 +178,8 @@ impl Walk {
                 let keys: Vec<_> = fronts.iter().map(|front| front.key).collect();
                 for (front, row) in fronts.iter().zip(reader.nodes(&keys)?) {
                     // A row that is malformed ends the path here. The fold will say so.
-                    let head = row.and_then(|row| RowHead::decode(&row, front.key.path.len()).ok());
+                    let head = row.as_ref().and_then(|row| RowHead::decode(row, front.key.path.len()).ok());
+                    ahead.rows.insert(front.key, row);
                     if let Some(head) = head {
                         self.descend(front, &head, &mut below);
                     }

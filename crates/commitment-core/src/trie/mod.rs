@@ -412,7 +412,7 @@ impl<R: TrieReader> TrieSource for AccountLeaves<R> {
     }
 
     fn row(&self, slot: &Nibbles) -> Result<Option<Bytes>, Self::Error> {
-        self.0.node(&NodeKey::new(TrieId::Accounts, *slot))
+        self.0.durable_node(&NodeKey::new(TrieId::Accounts, *slot))
     }
 
     fn first_leaf(&self, start: &B256) -> Result<Option<(B256, Account)>, Self::Error> {
@@ -436,7 +436,7 @@ impl<R: TrieReader> TrieSource for SlotLeaves<R> {
     }
 
     fn row(&self, slot: &Nibbles) -> Result<Option<Bytes>, Self::Error> {
-        self.reader.node(&NodeKey::new(TrieId::Storage(self.hashed_address), *slot))
+        self.reader.durable_node(&NodeKey::new(TrieId::Storage(self.hashed_address), *slot))
     }
 
     fn first_leaf(&self, start: &B256) -> Result<Option<(B256, U256)>, Self::Error> {

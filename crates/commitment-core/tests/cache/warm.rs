@@ -145,7 +145,7 @@ fn after_a_warm_up_an_update_reads_no_store() {
     for number in 1..=8_u64 {
         let parent = Cached::new(Counted::new(&store, &reads), Arc::clone(&cache));
         let (state, touched) = block(&mut rng);
-        assert_eq!(parent.warm(&touched, || false), Ok(Warmed::Whole));
+        assert_eq!(parent.warm(&touched, None, || false), Ok(Warmed::Whole));
         let warmed = reads.swap(0, Ordering::Relaxed);
         assert!(warmed > 0 || number > 1, "the first block's records had to be read");
         for touched in &touched {
@@ -183,7 +183,7 @@ fn a_warm_up_stops_between_batches_and_a_missing_state_is_no_hurdle() {
     for allowed in 0.. {
         let asked = Cell::new(0);
         let stop = || asked.replace(asked.get() + 1) >= allowed;
-        let warmed = reader.warm(&touched, stop).unwrap();
+        let warmed = reader.warm(&touched, None, stop).unwrap();
         let so_far = reads.load(Ordering::Relaxed);
         assert!(so_far - before <= 512, "more than a batch was read between two questions");
         before = so_far;
@@ -200,8 +200,8 @@ fn a_warm_up_stops_between_batches_and_a_missing_state_is_no_hurdle() {
     });
     let mut absent: Vec<_> = absent.collect();
     absent.sort_unstable_by_key(|account| account.hashed_address);
-    assert_eq!(reader.warm(&absent, || false), Ok(Warmed::Whole));
-    assert_eq!(reader.warm(&[], || false), Ok(Warmed::Whole));
+    assert_eq!(reader.warm(&absent, None, || false), Ok(Warmed::Whole));
+    assert_eq!(reader.warm(&[], None, || false), Ok(Warmed::Whole));
     let none = Cached::new(Counted::new(&store, &reads), Arc::new(PageCache::new(0)));
-    assert_eq!(none.warm(&touched, || false), Ok(Warmed::Whole));
+    assert_eq!(none.warm(&touched, None, || false), Ok(Warmed::Whole));
 }

@@ -9,4 +9,5 @@ mod model;
 mod single;
 mod unwind;
 mod vectors;
+mod versions;
 mod witness;

@@ -27,6 +27,7 @@ macro_rules! stamp_all {
 mod differential;
 mod faulty;
 mod judgement;
+mod moving;
 mod pipeline;
 mod races;
 mod storm;

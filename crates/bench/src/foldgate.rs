@@ -150,7 +150,7 @@ const PAGE_CACHE_BYTES: usize = 256 << 20;
 
 fn load<S: TrieStore>(store: &S, scenario: &Scenario) -> Result<StateAnchor, AnyError> {
     let items = scenario.items().map(Ok::<_, Infallible>);
-    Ok(store.load(StateLoad::new(items, name_of(0)))?)
+    Ok(StateLoad::new(items, name_of(0)).load_into(store)?)
 }
 
 /// A block's name: nothing here has a header.

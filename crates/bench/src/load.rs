@@ -14,8 +14,8 @@ use std::{
 
 use alloy_primitives::B256;
 use foldgate_core::{
-    BlockNumHash, LoadSource, Rows, StateAnchor, TrieStore,
-    trie::bulk::{LoadItem, StateLoad},
+    BlockNumHash,
+    trie::bulk::{LoadItem, LoadObserver, LoadProgress, StateLoad},
 };
 use serde::Serialize;
 use tempfile::TempDir;
@@ -28,9 +28,6 @@ use crate::{
     report::rounded,
     workload::{Population, initial_account},
 };
-
-/// After how many accounts the caller hears of them.
-const REPORT_EVERY: u64 = 4096;
 
 /// Accounts to be loaded.
 #[derive(Debug, Clone)]
@@ -77,8 +74,8 @@ impl Accounts {
         Self { population, sorted_in, state_root }
     }
 
-    /// Loads them into a store in a new directory in `place`, which goes afterwards. `on_accounts` hears how many more
-    /// accounts went by.
+    /// Loads them into a store in a new directory in `place`, which goes afterwards. `observer` hears how far the
+    /// load has come.
     ///
     /// # Errors
     /// [`BenchError::Contender`] if the store fails, [`BenchError::WrongRoot`] if its root is wrong,
@@ -87,17 +84,22 @@ impl Accounts {
         &self,
         stores: &S,
         place: &Path,
-        on_accounts: impl FnMut(u64),
+        mut observer: impl LoadObserver,
     ) -> Result<LoadLine, BenchError> {
         let directory = TempDir::new_in(place)?;
         let rss_before = resident_bytes();
         let (name, backend) = ("load", stores.backend());
         let failed = |source: AnyError| BenchError::Contender { name, backend, block: 0, source };
         let store = stores.open(directory.path()).map_err(failed)?;
-        let items = Reported { items: self.items(), since: 0, on_accounts };
-        let load = StateLoad::new(items.map(Ok::<_, Infallible>), BlockNumHash::new(0, B256::ZERO));
-        let mut counts = Counts::default();
-        let (loaded, cost) = timed(|| store.load(Counted { load, counts: &mut counts }));
+        let (mut progress, mut peak) = (LoadProgress::default(), rss_before);
+        let observe = |now: &LoadProgress| {
+            progress = *now;
+            peak = peak.max(resident_bytes());
+            observer.progress(now);
+        };
+        let items = self.items().map(Ok::<_, Infallible>);
+        let load = StateLoad::new(items, BlockNumHash::new(0, B256::ZERO)).observed_by(observe);
+        let (loaded, cost) = timed(|| load.load_into(&store));
         let got = loaded.map_err(|error| failed(error.into()))?.state_root;
         if got != self.state_root {
             return Err(BenchError::WrongRoot { name, backend, block: 0, got, expected: self.state_root });
@@ -107,15 +109,16 @@ impl Accounts {
         for file in fs::read_dir(directory.path())? {
             bytes += file?.metadata()?.len();
         }
+        let LoadProgress { accounts, slots, codes, nodes, .. } = progress;
         Ok(LoadLine {
             backend,
             accounts: self.population.len() as u64,
             seconds: rounded(cost.wall.as_secs_f64()),
             cpu_seconds: rounded(cost.cpu.as_secs_f64()),
-            rows: counts.rows,
-            trie_rows: counts.trie_rows,
+            rows: accounts + slots + codes + nodes,
+            trie_rows: nodes,
             file_mb: rounded(mebibytes(bytes)),
-            peak_rss_mb: rounded(mebibytes(counts.peak)),
+            peak_rss_mb: rounded(mebibytes(peak.max(resident_bytes()))),
             rss_before_mb: rounded(mebibytes(rss_before)),
             sort_seconds: rounded(self.sorted_in.as_secs_f64()),
             state_root: got,
@@ -125,57 +128,5 @@ impl Accounts {
     fn items(&self) -> impl Iterator<Item = LoadItem> + use<> {
         let info = |(hashed_address, number)| LoadItem::Account { hashed_address, info: initial_account(number) };
         self.population.in_order().map(info)
-    }
-}
-
-/// Items that the caller hears of.
-struct Reported<I, F> {
-    items: I,
-    since: u64,
-    on_accounts: F,
-}
-
-impl<I: Iterator, F: FnMut(u64)> Iterator for Reported<I, F> {
-    type Item = I::Item;
-
-    fn next(&mut self) -> Option<I::Item> {
-        let item = self.items.next();
-        self.since += u64::from(item.is_some());
-        if self.since >= REPORT_EVERY || item.is_none() {
-            (self.on_accounts)(std::mem::take(&mut self.since));
-        }
-        item
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    rows: u64,
-    trie_rows: u64,
-    peak: u64,
-}
-
-/// A load of which rows are counted; memory is looked at between its pieces.
-struct Counted<'a, L> {
-    load: L,
-    counts: &'a mut Counts,
-}
-
-impl<L: LoadSource> LoadSource for Counted<'_, L> {
-    type Error = L::Error;
-
-    fn next_rows(&mut self) -> Result<Option<Rows>, L::Error> {
-        let rows = self.load.next_rows()?;
-        if let Some(Rows { accounts, slots, nodes, codes }) = &rows {
-            self.counts.trie_rows += nodes.len() as u64;
-            self.counts.rows += (accounts.len() + slots.len() + nodes.len() + codes.len()) as u64;
-        }
-        self.counts.peak = self.counts.peak.max(resident_bytes());
-        Ok(rows)
-    }
-
-    fn anchor(&mut self) -> Result<StateAnchor, L::Error> {
-        self.counts.peak = self.counts.peak.max(resident_bytes());
-        self.load.anchor()
     }
 }

@@ -129,7 +129,7 @@ fn load(args: &BenchLoadArgs, out: &mut dyn Write) -> Result<(), CliError> {
     let place = args.dir.clone().unwrap_or_else(env::temp_dir);
     let accounts = Accounts::new(args.accounts);
     for backend in backends(&args.backend) {
-        let progress = Progress::accounts(args.accounts.into(), args.json);
+        let progress = Progress::load(args.accounts.into(), args.json);
         let line = backend.run(Load { accounts: &accounts, place: &place, progress: &progress });
         progress.finish();
         let line = line??;
@@ -160,6 +160,6 @@ impl OnBackend for Load<'_> {
     type Output = Result<LoadLine, BenchError>;
 
     fn on<B: Backend>(self, backend: B) -> Self::Output {
-        self.accounts.load(&On(backend), self.place, |count| self.progress.step_accounts(count))
+        self.accounts.load(&On(backend), self.place, self.progress)
     }
 }

@@ -9,7 +9,7 @@ use alloy_genesis::Genesis;
 use alloy_primitives::Sealed;
 use foldgate_core::{
     BlockNumHash, StateAnchor, TrieStore,
-    trie::bulk::{BulkError, LoadItem, StateLoad, state_root},
+    trie::bulk::{BulkError, LoadItem, LoadObserver, StateLoad, state_root},
 };
 use foldgate_evm::{AmsterdamRules, ChainSpec, ChainSpecError, GenesisError, genesis::genesis_header_with_state_root};
 
@@ -85,17 +85,22 @@ impl Origin {
         }
     }
 
-    /// Fills the store from this genesis if it is empty.
+    /// The accounts and slots of the genesis.
+    pub fn leaves(&self) -> u64 {
+        self.items.iter().filter(|item| !matches!(item, LoadItem::Code { .. })).count() as u64
+    }
+
+    /// Fills the store from this genesis if it is empty, and tells `observer` how far it has come.
     ///
     /// # Errors
     /// The store's failure.
-    pub fn load<S: TrieStore>(&self, store: &Arc<S>) -> Result<(), ChainStoreError> {
+    pub fn load<S: TrieStore>(&self, store: &Arc<S>, observer: impl LoadObserver) -> Result<(), ChainStoreError> {
         if store.tip().map_err(failed)?.is_some() {
             return Ok(());
         }
         let items = self.items.iter().cloned().map(Ok::<_, Infallible>);
         let load = StateLoad::new(items, self.anchor().block).expecting(self.header.state_root);
-        store.load(load).map_err(failed)?;
+        load.observed_by(observer).load_into(&**store).map_err(failed)?;
         Ok(())
     }
 }

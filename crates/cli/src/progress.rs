@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use foldgate_core::trie::bulk::{LoadObserver, LoadProgress};
 use foldgate_testing::fixtures::BlockchainTest;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// A progress bar on the standard error. It draws nothing where that is no terminal, or under `--json`.
 #[derive(Debug)]
@@ -24,16 +25,11 @@ impl Progress {
         Self(bar)
     }
 
-    /// Counts so many accounts.
-    pub(crate) fn accounts(length: u64, quiet: bool) -> Self {
-        let bar = Self::bar(Some(length), quiet);
-        bar.set_style(style("{wide_bar} {human_pos}/{human_len} accounts, {elapsed}, {per_sec}"));
+    /// Counts so many accounts and slots of a state that is loaded.
+    pub(crate) fn load(leaves: u64, quiet: bool) -> Self {
+        let bar = Self::bar(Some(leaves), quiet);
+        bar.set_style(style("{wide_bar} {human_pos}/{human_len} accounts and slots, {elapsed}, {per_sec}, {msg}"));
         Self(bar)
-    }
-
-    /// So many more accounts went by.
-    pub(crate) fn step_accounts(&self, count: u64) {
-        self.0.inc(count);
     }
 
     /// A block was judged, or measured.
@@ -63,6 +59,19 @@ impl Progress {
     /// Clears the line.
     pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
+    }
+}
+
+impl LoadObserver for &Progress {
+    fn progress(&mut self, progress: &LoadProgress) {
+        if self.0.is_hidden() {
+            return;
+        }
+        self.0.set_position(progress.accounts + progress.slots);
+        self.0.set_message(match progress.complete {
+            false => HumanBytes(progress.bytes).to_string(),
+            true => "making it durable".to_owned(),
+        });
     }
 }
 

@@ -6,7 +6,7 @@
 //! 2. [`Account::to_bytes`] and [`Account::from_bytes`] are inverses, and the bytes are the same on every backend.
 
 use alloy_primitives::{B256, KECCAK256_EMPTY, U256};
-use alloy_rlp::{Decodable, Encodable, RlpDecodable, RlpEncodable};
+use alloy_rlp::{BufMut, Decodable, Encodable, RlpDecodable, RlpEncodable};
 use alloy_trie::EMPTY_ROOT_HASH;
 
 /// What an executor may know of an account: everything but the storage root, which is computed only when the block's
@@ -77,22 +77,31 @@ impl Account {
         AccountInfo { nonce: self.nonce, balance: self.balance, code_hash: self.code_hash }
     }
 
+    /// The longest record in bytes.
+    pub const MAX_BYTES: usize = 1 + 9 + 33 + 64;
+
     /// Encodes the record that backends store: one byte of flags (1 = has code, 2 = has storage), nonce and balance
     /// as RLP integers, then the 32-byte code hash and the 32-byte storage root as far as the flags name them.
-    /// A plain account takes about 12 bytes instead of the 70 and more of its RLP.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    /// A plain account takes about 12 bytes instead of the 70 and more of its RLP. Gives the buffer's used part.
+    pub fn write_bytes<'a>(&self, buffer: &'a mut [u8; Self::MAX_BYTES]) -> &'a [u8] {
         let (has_code, has_storage) = (self.code_hash != KECCAK256_EMPTY, self.storage_root != EMPTY_ROOT_HASH);
-        let mut out = Vec::with_capacity(1 + self.nonce.length() + self.balance.length() + 64);
-        out.push(if has_code { HAS_CODE } else { 0 } | if has_storage { HAS_STORAGE } else { 0 });
-        self.nonce.encode(&mut out);
-        self.balance.encode(&mut out);
+        let mut rest = &mut buffer[..];
+        rest.put_u8(if has_code { HAS_CODE } else { 0 } | if has_storage { HAS_STORAGE } else { 0 });
+        self.nonce.encode(&mut rest);
+        self.balance.encode(&mut rest);
         if has_code {
-            out.extend_from_slice(self.code_hash.as_slice());
+            rest.put_slice(self.code_hash.as_slice());
         }
         if has_storage {
-            out.extend_from_slice(self.storage_root.as_slice());
+            rest.put_slice(self.storage_root.as_slice());
         }
-        out
+        let used = Self::MAX_BYTES - rest.len();
+        &buffer[..used]
+    }
+
+    /// [`Self::write_bytes`] into memory of its own.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.write_bytes(&mut [0; Self::MAX_BYTES]).to_vec()
     }
 
     /// Decodes what [`Account::to_bytes`] wrote; `None` if the bytes are anything else.

@@ -364,7 +364,8 @@ pub trait LoadSource {
     type Error: std::error::Error + Send + Sync + 'static;
 
     /// The next rows, or `None` at the end. Each list is sorted within its piece, no key comes twice, nothing is
-    /// deleted. Leaves come in ascending order over all pieces.
+    /// deleted. Leaves come in ascending order over all pieces; nodes and codes may come in any, though stores are fast
+    /// with those that follow on the ones before.
     ///
     /// # Errors
     /// If the source fails; the store then stays empty.

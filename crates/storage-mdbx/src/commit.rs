@@ -1,4 +1,4 @@
-//! Writing: load, commit, unwind and prune, each one durable write transaction.
+//! Writing: commit, unwind and prune, each one durable write transaction.
 //!
 //! Invariants:
 //! 1. What is checked is read in the same transaction that writes: no other writer comes between.
@@ -6,55 +6,22 @@
 //! 3. Rows are written in order of their keys.
 
 use foldgate_core::{
-    BlockNumHash, BlockNumber, CommitBatch, LoadError, LoadSource, NodeKey, Refusal, Rows, StateAnchor, TrieId,
-    UnwindBatch, record,
-    store::{LoadOrder, Retention},
+    BlockNumHash, BlockNumber, CommitBatch, NodeKey, Rows, StateAnchor, TrieId, UnwindBatch, record, store::Retention,
 };
 
 use crate::{
     env::{Env, WriteTxn},
     error::MdbxError,
     tables::{
-        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, GENESIS, META, REVERSE_DIFFS, SLOTS,
-        STORAGE_NODES, TIP, decode_anchor,
+        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, META, REVERSE_DIFFS, SLOTS, STORAGE_NODES, TIP,
+        decode_anchor,
     },
 };
-
-/// How leaves are written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Leaves {
-    /// They come after all leaves of their tables.
-    Append,
-    /// They come anywhere.
-    Upsert,
-}
-
-pub(crate) fn load<L: LoadSource>(env: &Env, mut source: L) -> Result<StateAnchor, LoadError<MdbxError, L::Error>> {
-    let txn = env.begin_write().map_err(LoadError::Store)?;
-    if let Some(tip) = meta_anchor(&txn, TIP).map_err(LoadError::Store)? {
-        return Err(LoadError::Store(Refusal::NotEmpty { tip }.into()));
-    }
-    let mut order = LoadOrder::default();
-    while let Some(rows) = source.next_rows().map_err(LoadError::Source)? {
-        order.check(&rows).map_err(|refusal| LoadError::Store(refusal.into()))?;
-        put_rows(&txn, &rows, Leaves::Append).map_err(LoadError::Store)?;
-    }
-    let anchor = source.anchor().map_err(LoadError::Source)?;
-    finish_load(txn, anchor).map_err(LoadError::Store)?;
-    Ok(anchor)
-}
-
-fn finish_load(txn: WriteTxn<'_>, anchor: StateAnchor) -> Result<(), MdbxError> {
-    put_block(&txn, &anchor)?;
-    put_meta_anchor(&txn, GENESIS, &anchor)?;
-    put_meta_anchor(&txn, TIP, &anchor)?;
-    txn.commit()
-}
 
 pub(crate) fn commit(env: &Env, batch: &CommitBatch) -> Result<(), MdbxError> {
     let txn = env.begin_write()?;
     let tip = batch.check(meta_anchor(&txn, TIP)?)?;
-    put_rows(&txn, &batch.rows, Leaves::Upsert)?;
+    put_rows(&txn, &batch.rows)?;
     for block in &batch.blocks {
         put_block(&txn, &block.anchor)?;
         let key = record::number_key(block.anchor.block.number);
@@ -71,7 +38,7 @@ pub(crate) fn unwind(env: &Env, batch: &UnwindBatch) -> Result<(), MdbxError> {
     let txn = env.begin_write()?;
     let committed = anchor_at(&txn, batch.to.block.number)?;
     batch.check(meta_anchor(&txn, TIP)?, committed)?;
-    put_rows(&txn, &batch.rows, Leaves::Upsert)?;
+    put_rows(&txn, &batch.rows)?;
     // The target lies below the tip: see the check.
     let above = batch.to.block.number + 1;
     let key = record::number_key(above);
@@ -96,24 +63,23 @@ pub(crate) fn prune_below(env: &Env, below: BlockNumber) -> Result<u64, MdbxErro
     Ok(dropped)
 }
 
-fn put_rows(txn: &WriteTxn<'_>, rows: &Rows, leaves: Leaves) -> Result<(), MdbxError> {
-    let append = leaves == Leaves::Append;
+fn put_rows(txn: &WriteTxn<'_>, rows: &Rows) -> Result<(), MdbxError> {
     let accounts = rows.accounts.iter();
     let accounts = accounts.map(|(hashed_address, account)| (hashed_address, account.map(|it| it.to_bytes())));
-    txn.put_all(ACCOUNTS, append, accounts)?;
+    txn.put_all(ACCOUNTS, accounts)?;
     let slots = rows.slots.iter().map(|((hashed_address, hashed_slot), value)| {
         let mut buffer = [0; 32];
         let used = record::write_slot_value(value, &mut buffer).len();
         (record::slot_key(hashed_address, hashed_slot), (used > 0).then_some(SlotRow { buffer, used }))
     });
-    txn.put_all(SLOTS, append, slots)?;
+    txn.put_all(SLOTS, slots)?;
     // Keys sort the account trie first.
     let split = rows.nodes.partition_point(|(key, _)| key.trie == TrieId::Accounts);
     let (account_nodes, storage_nodes) = rows.nodes.split_at(split);
     for (table, nodes) in [(ACCOUNT_NODES, account_nodes), (STORAGE_NODES, storage_nodes)] {
-        txn.put_all(table, false, nodes.iter().map(|(key, row)| (NodeBytes::new(key), row.as_ref())))?;
+        txn.put_all(table, nodes.iter().map(|(key, row)| (NodeBytes::new(key), row.as_ref())))?;
     }
-    txn.put_all(CODES, false, rows.codes.iter().map(|(hash, code)| (hash, Some(code))))
+    txn.put_all(CODES, rows.codes.iter().map(|(hash, code)| (hash, Some(code))))
 }
 
 /// The row of a slot: the last `used` bytes.
@@ -148,17 +114,17 @@ impl AsRef<[u8]> for NodeBytes {
     }
 }
 
-fn put_block(txn: &WriteTxn<'_>, anchor: &StateAnchor) -> Result<(), MdbxError> {
+pub(crate) fn put_block(txn: &WriteTxn<'_>, anchor: &StateAnchor) -> Result<(), MdbxError> {
     let key = record::number_key(anchor.block.number);
     txn.put(BLOCK_HASHES, &key, anchor.block.hash.as_slice())?;
     txn.put(ANCHORS, &key, &record::anchor_bytes(anchor))
 }
 
-fn put_meta_anchor(txn: &WriteTxn<'_>, key: &str, anchor: &StateAnchor) -> Result<(), MdbxError> {
+pub(crate) fn put_meta_anchor(txn: &WriteTxn<'_>, key: &str, anchor: &StateAnchor) -> Result<(), MdbxError> {
     txn.put(META, key.as_bytes(), &record::anchor_bytes(anchor))
 }
 
-fn meta_anchor(txn: &WriteTxn<'_>, key: &'static str) -> Result<Option<StateAnchor>, MdbxError> {
+pub(crate) fn meta_anchor(txn: &WriteTxn<'_>, key: &'static str) -> Result<Option<StateAnchor>, MdbxError> {
     let row = txn.get(META, key.as_bytes())?;
     row.map(|row| decode_anchor("meta", key.as_bytes(), &row)).transpose()
 }

@@ -35,6 +35,12 @@ type Handle = libmdbx::Table<'static>;
 /// The lock file within the store's directory.
 const LOCK: &str = "foldgate.lock";
 
+/// The size of a page where the system's pages have the same: what [`Options::dirty_bytes`] is counted in.
+const PAGE_BYTES: usize = 4096;
+/// MDBX takes no other numbers of changed pages.
+const MIN_DIRTY_PAGES: usize = 256;
+const MAX_DIRTY_PAGES: usize = 1 << 28;
+
 /// How a store is opened. None of it is remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -43,6 +49,9 @@ pub struct Options {
     pub map_bytes: usize,
     /// By how many bytes the file grows when it is full.
     pub growth_bytes: usize,
+    /// How many bytes of changed pages a write transaction holds in memory, about. Beyond that it writes some of them
+    /// to where they belong, which nobody sees before its commit.
+    pub dirty_bytes: usize,
     /// How many read transactions may be open at once.
     pub max_readers: u32,
     /// How many threads may read one snapshot without waiting for each other. Each costs a read transaction, while
@@ -51,10 +60,17 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// A map of 1 TiB that grows by 64 MiB, 256 readers, and a lane for each processor up to four.
+    /// A map of 1 TiB that grows by 64 MiB, 512 MiB of changed pages, 256 readers, and a lane for each processor up to
+    /// four.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { map_bytes: 1 << 40, growth_bytes: 64 << 20, max_readers: 256, lanes: processors.min(4) }
+        Self {
+            map_bytes: 1 << 40,
+            growth_bytes: 64 << 20,
+            dirty_bytes: 512 << 20,
+            max_readers: 256,
+            lanes: processors.min(4),
+        }
     }
 }
 
@@ -68,6 +84,12 @@ impl Options {
     /// Sets [`Options::growth_bytes`].
     pub const fn with_growth_bytes(mut self, bytes: usize) -> Self {
         self.growth_bytes = bytes;
+        self
+    }
+
+    /// Sets [`Options::dirty_bytes`].
+    pub const fn with_dirty_bytes(mut self, bytes: usize) -> Self {
+        self.dirty_bytes = bytes;
         self
     }
 
@@ -117,6 +139,7 @@ impl Env {
             DatabaseOptions {
                 max_tables: Some(TABLES.len() as u64),
                 max_readers: Some(options.max_readers),
+                txn_dp_limit: Some((options.dirty_bytes / PAGE_BYTES).clamp(MIN_DIRTY_PAGES, MAX_DIRTY_PAGES) as u64),
                 mode: Mode::ReadWrite(ReadWriteOptions {
                     sync_mode: SyncMode::Durable,
                     max_size: size(options.map_bytes),
@@ -275,20 +298,22 @@ impl WriteTxn<'_> {
         Ok(self.txn.put(&self.handles[table.0], key, row, WriteFlags::UPSERT)?)
     }
 
-    /// Writes or, where there is no row, deletes, key after key. With `append` all keys come after all keys of the
-    /// table, which then fills without a search.
+    /// A cursor that appends to a table.
+    pub(crate) fn end_of(&self, table: Table) -> Result<TableEnd<'_>, MdbxError> {
+        Ok(TableEnd { cursor: self.txn.cursor(&self.handles[table.0])? })
+    }
+
+    /// Writes or, where there is no row, deletes, key after key.
     pub(crate) fn put_all<K: AsRef<[u8]>, V: AsRef<[u8]>>(
         &self,
         table: Table,
-        append: bool,
         rows: impl Iterator<Item = (K, Option<V>)>,
     ) -> Result<(), MdbxError> {
-        let flags = if append { WriteFlags::APPEND } else { WriteFlags::UPSERT };
         let handle = &self.handles[table.0];
         let mut cursor = self.txn.cursor(handle)?;
         for (key, row) in rows {
             match row {
-                Some(row) => cursor.put(key.as_ref(), row.as_ref(), flags)?,
+                Some(row) => cursor.put(key.as_ref(), row.as_ref(), WriteFlags::UPSERT)?,
                 None => drop(self.txn.del(handle, key, None)?),
             }
         }
@@ -317,5 +342,22 @@ impl WriteTxn<'_> {
     pub(crate) fn commit(self) -> Result<(), MdbxError> {
         self.txn.commit()?;
         Ok(())
+    }
+}
+
+/// The end of a table, where rows fill pages without a search.
+pub(crate) struct TableEnd<'txn> {
+    cursor: libmdbx::Cursor<'txn, RW>,
+}
+
+impl TableEnd<'_> {
+    /// The last key of the table.
+    pub(crate) fn last_key(&mut self) -> Result<Option<Vec<u8>>, MdbxError> {
+        Ok(self.cursor.last::<Vec<u8>, ()>()?.map(|(key, ())| key))
+    }
+
+    /// Writes a row whose key comes after all keys of the table: MDBX refuses any other.
+    pub(crate) fn append(&mut self, key: &[u8], row: &[u8]) -> Result<(), MdbxError> {
+        Ok(self.cursor.put(key, row, WriteFlags::APPEND)?)
     }
 }

@@ -19,11 +19,13 @@
 //! | `error` | why something failed |
 //! | `tables` | names of the tables, and how rows are decoded |
 //! | `reader` | the snapshot |
-//! | `commit` | load, commit, unwind, prune |
+//! | `load` | a whole state into an empty store |
+//! | `commit` | commit, unwind, prune |
 
 mod commit;
 mod env;
 mod error;
+mod load;
 mod reader;
 mod tables;
 
@@ -73,7 +75,7 @@ impl TrieStore for MdbxStore {
     }
 
     fn load<L: LoadSource>(&self, source: L) -> Result<StateAnchor, LoadError<MdbxError, L::Error>> {
-        commit::load(&self.env, source)
+        load::load(&self.env, source)
     }
 
     fn commit(&self, batch: &CommitBatch) -> Result<(), MdbxError> {

@@ -9,7 +9,7 @@ use foldgate_core::{
 };
 use foldgate_storage_mdbx::{FORMAT_VERSION, MdbxError, MdbxStore, Options};
 use foldgate_testing::conformance::{
-    kills::survives_kills,
+    kills::{survives_killed_loads, survives_kills},
     loading::load_many,
     world::{State, World},
 };
@@ -133,6 +133,22 @@ fn corrupt_rows_are_named() {
 fn a_killed_process_leaves_a_whole_block() {
     let dir = TempDir::new().unwrap();
     survives_kills("a_killed_process_leaves_a_whole_block", dir.path(), 5, |dir| open(dir).unwrap());
+}
+
+#[test]
+fn a_killed_load_leaves_an_empty_store() {
+    let dir = TempDir::new().unwrap();
+    survives_killed_loads("a_killed_load_leaves_an_empty_store", dir.path(), 4, |dir| open(dir).unwrap());
+}
+
+/// Extreme bounds are taken, and a load that has to write pages before its commit is as good as any.
+#[test]
+fn a_load_beyond_the_memory_of_a_transaction() {
+    for dirty_bytes in [0, 2 << 20, usize::MAX] {
+        let dir = TempDir::new().unwrap();
+        let store = MdbxStore::open(dir.path(), Options::default().with_dirty_bytes(dirty_bytes)).unwrap();
+        load_many(&store, 50_000);
+    }
 }
 
 /// A small chain's worth of state in one transaction.

@@ -1,4 +1,4 @@
-//! Writing: load, commit, unwind and prune, each one durable write transaction.
+//! Writing: commit, unwind and prune, each one durable write transaction.
 //!
 //! Invariants:
 //! 1. What is checked is read in the same transaction that writes: no other writer comes between.
@@ -7,9 +7,7 @@
 
 use alloy_primitives::Bytes;
 use foldgate_core::{
-    BlockNumHash, BlockNumber, CommitBatch, LoadError, LoadSource, NodeKey, Refusal, Rows, StateAnchor, TrieId,
-    UnwindBatch, record,
-    store::{LoadOrder, Retention},
+    BlockNumHash, BlockNumber, CommitBatch, NodeKey, Rows, StateAnchor, TrieId, UnwindBatch, record, store::Retention,
 };
 use redb::{ReadableTable, WriteTransaction};
 
@@ -17,32 +15,10 @@ use crate::{
     env::Env,
     error::RedbError,
     tables::{
-        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, GENESIS, META, REVERSE_DIFFS, SLOTS,
-        STORAGE_NODES, TIP, Table, Variable, decode_anchor,
+        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, META, REVERSE_DIFFS, SLOTS, STORAGE_NODES, TIP,
+        Table, Variable, decode_anchor,
     },
 };
-
-pub(crate) fn load<L: LoadSource>(env: &Env, mut source: L) -> Result<StateAnchor, LoadError<RedbError, L::Error>> {
-    let txn = env.begin_write().map_err(LoadError::Store)?;
-    if let Some(tip) = meta_anchor(&txn, TIP).map_err(LoadError::Store)? {
-        return Err(LoadError::Store(Refusal::NotEmpty { tip }.into()));
-    }
-    let mut order = LoadOrder::default();
-    while let Some(rows) = source.next_rows().map_err(LoadError::Source)? {
-        order.check(&rows).map_err(|refusal| LoadError::Store(refusal.into()))?;
-        put_rows(&txn, &rows).map_err(LoadError::Store)?;
-    }
-    let anchor = source.anchor().map_err(LoadError::Source)?;
-    finish_load(txn, anchor).map_err(LoadError::Store)?;
-    Ok(anchor)
-}
-
-fn finish_load(txn: WriteTransaction, anchor: StateAnchor) -> Result<(), RedbError> {
-    put_block(&txn, &anchor)?;
-    put_meta_anchor(&txn, GENESIS, &anchor)?;
-    put_meta_anchor(&txn, TIP, &anchor)?;
-    Ok(txn.commit()?)
-}
 
 pub(crate) fn commit(env: &Env, batch: &CommitBatch) -> Result<(), RedbError> {
     let txn = env.begin_write()?;
@@ -141,19 +117,19 @@ fn put_nodes(
     Ok(())
 }
 
-fn put_block(txn: &WriteTransaction, anchor: &StateAnchor) -> Result<(), RedbError> {
+pub(crate) fn put_block(txn: &WriteTransaction, anchor: &StateAnchor) -> Result<(), RedbError> {
     let key = record::number_key(anchor.block.number);
     txn.open_table(BLOCK_HASHES)?.insert(&key, anchor.block.hash.as_slice())?;
     txn.open_table(ANCHORS)?.insert(&key, record::anchor_bytes(anchor).as_slice())?;
     Ok(())
 }
 
-fn put_meta_anchor(txn: &WriteTransaction, key: &str, anchor: &StateAnchor) -> Result<(), RedbError> {
+pub(crate) fn put_meta_anchor(txn: &WriteTransaction, key: &str, anchor: &StateAnchor) -> Result<(), RedbError> {
     txn.open_table(META)?.insert(key, record::anchor_bytes(anchor).as_slice())?;
     Ok(())
 }
 
-fn meta_anchor(txn: &WriteTransaction, key: &'static str) -> Result<Option<StateAnchor>, RedbError> {
+pub(crate) fn meta_anchor(txn: &WriteTransaction, key: &'static str) -> Result<Option<StateAnchor>, RedbError> {
     let table = txn.open_table(META)?;
     let row = table.get(key)?;
     row.map(|row| decode_anchor("meta", key.as_bytes(), row.value())).transpose()

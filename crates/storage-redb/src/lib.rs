@@ -15,11 +15,13 @@
 //! | `error` | why something failed |
 //! | `tables` | names and types of the tables |
 //! | `reader` | the snapshot |
-//! | `commit` | load, commit, unwind, prune |
+//! | `load` | a whole state into an empty store |
+//! | `commit` | commit, unwind, prune |
 
 mod commit;
 mod env;
 mod error;
+mod load;
 mod reader;
 mod tables;
 
@@ -71,7 +73,7 @@ impl TrieStore for RedbStore {
     }
 
     fn load<L: LoadSource>(&self, source: L) -> Result<StateAnchor, LoadError<RedbError, L::Error>> {
-        commit::load(&self.env, source)
+        load::load(&self.env, source)
     }
 
     fn commit(&self, batch: &CommitBatch) -> Result<(), RedbError> {

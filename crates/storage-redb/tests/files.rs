@@ -9,7 +9,7 @@ use foldgate_core::{
 };
 use foldgate_storage_redb::{FORMAT_VERSION, Options, RedbError, RedbStore};
 use foldgate_testing::conformance::{
-    kills::survives_kills,
+    kills::{survives_killed_loads, survives_kills},
     loading::load_many,
     world::{State, World},
 };
@@ -131,6 +131,12 @@ fn corrupt_rows_are_named() {
 fn a_killed_process_leaves_a_whole_block() {
     let dir = TempDir::new().unwrap();
     survives_kills("a_killed_process_leaves_a_whole_block", dir.path(), 5, |dir| open(dir).unwrap());
+}
+
+#[test]
+fn a_killed_load_leaves_an_empty_store() {
+    let dir = TempDir::new().unwrap();
+    survives_killed_loads("a_killed_load_leaves_an_empty_store", dir.path(), 4, |dir| open(dir).unwrap());
 }
 
 /// A small chain's worth of state in one transaction.

@@ -154,8 +154,10 @@ fn demo<S: TrieStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErr
     let mut files = args.export.as_deref().map(|directory| ChainFiles::create(directory, &genesis)).transpose()?;
     // The chain is made in memory: the store to be filled sees nothing of it but bytes.
     let workshop = Arc::new(MemoryStore::new());
-    origin.load(&workshop)?;
-    origin.load(store)?;
+    origin.load(&workshop, ())?;
+    let progress = Progress::load(origin.leaves(), args.json);
+    origin.load(store, &progress)?;
+    progress.finish();
     let mut maker = Maker::new(origin.spec.clone(), workshop, origin.header.clone());
     let bal_driven = args.mode == ModeArg::Bal;
     let mut importer = Importer::open(&origin.spec, Arc::clone(store), origin.header.clone(), bal_driven)?;

@@ -111,7 +111,9 @@ fn replay<S: TrieStore>(args: &ReplayArgs, origin: &Origin, store: &Arc<S>) -> R
     let from = origin.tip(&**store)?;
     let lists = args.bals.as_deref().map(Lists::open).transpose()?;
     let scan = scan(&args.chain, lists.as_ref(), &origin.header, from)?;
-    origin.load(store)?;
+    let progress = Progress::load(origin.leaves(), args.json);
+    origin.load(store, &progress)?;
+    progress.finish();
 
     let progress = Progress::blocks(scan.blocks, args.json);
     let imported = |source| ReplayError::Import { file: args.chain.clone(), source };

@@ -4,12 +4,18 @@ use std::{collections::BTreeMap, convert::Infallible};
 
 use alloy_primitives::{Address, B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
 use foldgate_core::{
-    Account, AccountInfo, EMPTY_ROOT_HASH, LoadError, MemoryStore, StateReader, TrieReader, TrieStore,
-    trie::bulk::{BulkError, GenesisAccount, ItemsError, LoadItem, StateItems, StateLoad, genesis_items, state_root},
+    Account, AccountInfo, EMPTY_ROOT_HASH, FoldOptions, HashedPostState, LoadError, MemoryStore, StateReader,
+    TrieReader, TrieStore, fold, resolve,
+    trie::bulk::{
+        BulkError, GenesisAccount, ItemsError, LoadItem, LoadProgress, StateItems, StateLoad, genesis_items, state_root,
+    },
 };
-use foldgate_testing::oracle;
+use foldgate_testing::{conformance::world::seeded, oracle};
 
-use crate::model::block;
+use crate::{
+    keys::SHAPES,
+    model::{self, Model, apply, block, random_block},
+};
 
 fn infallible(items: Vec<LoadItem>) -> impl Iterator<Item = Result<LoadItem, Infallible>> {
     items.into_iter().map(Ok)
@@ -139,6 +145,44 @@ fn a_failing_source_fails_the_load() {
     let error = store.load(StateLoad::new(items.into_iter(), block(0))).unwrap_err();
     assert!(matches!(error, LoadError::Source(BulkError::Source(std::fmt::Error))), "{error}");
     assert_eq!(store.tip().unwrap(), None);
+}
+
+/// Working ahead gives the rows that folds from the empty state leave behind, whatever the pieces and threads.
+#[test]
+fn loads_on_any_threads_leave_the_rows_of_folds() {
+    let mut rng = seeded();
+    for shape in SHAPES {
+        let mut model = Model::new();
+        for _ in 0..3 {
+            let state = random_block(&mut rng, &model, shape, 120);
+            apply(&mut model, &state);
+        }
+        let empty = MemoryStore::new();
+        empty.load(model::load(&Model::new(), block(0))).unwrap();
+        let mut state = HashedPostState::default();
+        for (hashed_address, account) in &model {
+            let delta = state.accounts.entry(*hashed_address).or_default();
+            (delta.nonce, delta.balance) = (Some(account.nonce), Some(account.balance));
+            delta.code_hash = Some(account.code_hash);
+            delta.storage.extend(account.storage.iter().map(|(slot, value)| (*slot, *value)));
+        }
+        let empty = empty.snapshot().unwrap();
+        let changes = resolve(&state, &empty).unwrap();
+        for options in [FoldOptions::SERIAL, FoldOptions::FORCED_PARALLEL] {
+            let folded = fold(&empty, changes.clone(), &options).unwrap();
+            let updates = folded.updates();
+            for (threads, piece_bytes) in [(1, 700), (2, 0), (2, 3000), (3, 1), (8, 1 << 20)] {
+                let store = MemoryStore::new();
+                let mut nodes = 0;
+                let load = model::load(&model, block(0)).with_threads(threads).with_piece_bytes(piece_bytes);
+                let load = load.observed_by(|progress: &LoadProgress| nodes = progress.nodes);
+                assert_eq!(load.load_into(&store).unwrap().state_root, folded.computed_state_root);
+                let loaded = store.snapshot().unwrap();
+                assert!(updates.nodes.iter().all(|(key, row)| loaded.node(key).unwrap() == *row), "{shape:?}");
+                assert_eq!(nodes, updates.nodes.len() as u64);
+            }
+        }
+    }
 }
 
 /// More leaves than a page of ordered reads, in the accounts and in one account.

@@ -1,8 +1,9 @@
-//! A process that commits is killed again and again; what it leaves is held to the model.
+//! A process that commits, or loads, is killed again and again; what it leaves is held to the model.
 //!
 //! A backend's test calls [`survives_kills`], which starts the test's own binary again as the process to be killed: in
 //! that process the same call commits blocks until it dies. Each commit that returned is acknowledged on standard
-//! output. A kill of the process is not a loss of power: nothing here tests the disk's caches.
+//! output. [`survives_killed_loads`] does the same with a load, of which each piece is acknowledged. A kill of the
+//! process is not a loss of power: nothing here tests the disk's caches.
 //!
 //! Invariant: block `n` is the same in every process, so that whoever finds a store at height `n` knows all of it.
 
@@ -16,15 +17,26 @@ use std::{
 };
 
 use alloy_primitives::{B256, Bytes, U256, keccak256};
-use foldgate_core::{Account, BalStore, Nibbles, NodeKey, TrieId};
+use foldgate_core::{
+    Account, BalStore, BlockNumHash, MemoryStore, Nibbles, NodeKey, TrieId,
+    trie::bulk::{LoadObserver, LoadProgress},
+};
 use rand::Rng;
 
-use super::world::{State, World, good, seeded};
+use super::{
+    loading::check_empty,
+    states::Whole,
+    world::{State, World, good, seeded},
+};
 
 const PLACE: &str = "FOLDGATE_KILL_PLACE";
 const ACKNOWLEDGED: &str = "acknowledged ";
 /// A child that nobody kills ends by itself.
 const MOST_BLOCKS: u64 = 5000;
+
+/// What is loaded where loads are killed, and in which pieces.
+const LOADED_ACCOUNTS: u64 = 3000;
+const LOADED_PIECE_BYTES: usize = 64 << 10;
 
 /// Kills a committing process `kills` times and holds the store in `place` to the model after each. `test` is the name
 /// of the calling `#[test]`, as libtest knows it; `open` opens the store there.
@@ -48,6 +60,52 @@ pub fn survives_kills<S: BalStore>(test: &str, place: &Path, kills: u32, open: i
         world_at(tip).check_store(&store);
     }
     assert!(height > 0, "no block was ever committed");
+}
+
+/// Kills a loading process `kills` times, and once more when all its rows are written: the store in `place` is empty
+/// after each kill, or, after the last, whole. Then loads it, and holds it to the model. `test` and `open` are as for
+/// [`survives_kills`].
+///
+/// # Panics
+/// Where the backend falls short, or if no process can be started.
+pub fn survives_killed_loads<S: BalStore>(test: &str, place: &Path, kills: u32, open: impl Fn(&Path) -> S) {
+    let state = Whole::of_size(LOADED_ACCOUNTS);
+    let block = BlockNumHash::new(0, B256::repeat_byte(7));
+    let load = || state.load(block).with_piece_bytes(LOADED_PIECE_BYTES);
+    if let Some(place) = env::var_os(PLACE) {
+        good(load().observed_by(Slowly(0)).load_into(&open(Path::new(&place))));
+        return;
+    }
+    let mut rng = seeded();
+    let mut reports = 0;
+    good(load().observed_by(|_: &LoadProgress| reports += 1).load_into(&MemoryStore::new()));
+    assert!(reports > 10, "the load has too few pieces to be killed at");
+    for kill in 0..=kills {
+        let (reports, wait) = if kill == kills { (reports, 30_000) } else { (rng.random_range(1..reports / 2), 5_000) };
+        run_and_kill(test, place, reports, rng.random_range(0..wait));
+        let store = open(place);
+        if good(store.tip()).is_some() {
+            assert!(kill == kills, "a killed load was finished");
+            return state.check_store(&store, block);
+        }
+        check_empty(&store);
+    }
+    let store = open(place);
+    good(load().load_into(&store));
+    state.check_store(&store, block);
+}
+
+/// Gives whoever kills the time to do it.
+struct Slowly(u64);
+
+impl LoadObserver for Slowly {
+    fn progress(&mut self, progress: &LoadProgress) {
+        self.0 += 1;
+        println!("\n{ACKNOWLEDGED}{}", self.0);
+        if !progress.complete {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 /// Starts the child, lets it commit `blocks` blocks and run on for a moment, kills it. Gives the last height that it

@@ -185,6 +185,31 @@ pub fn unsorted_pieces_are_refused(factory: &impl StoreFactory) {
     }
 }
 
+/// Trie nodes and codes come in no order from piece to piece.
+///
+/// # Panics
+/// Where the backend falls short.
+pub fn nodes_and_codes_may_come_in_any_piece(factory: &impl StoreFactory) {
+    let world = World::random(&mut seeded());
+    let state = &world.genesis().state;
+    let mut pieces: Vec<Rows> = (0..7).map(|_| Rows::default()).collect();
+    let mut piece = (0..7).cycle().scan(3, |at, step| {
+        *at = (*at * 5 + step) % 7;
+        Some(*at)
+    });
+    for (key, row) in &state.nodes {
+        pieces[piece.next().unwrap_or_default()].nodes.push((*key, Some(row.clone())));
+    }
+    for (hash, code) in &state.codes {
+        pieces[piece.next().unwrap_or_default()].codes.push((*hash, code.clone()));
+    }
+    pieces[2].accounts = state.accounts.iter().map(|(key, account)| (*key, Some(*account))).collect();
+    pieces[4].slots = state.slots.iter().map(|(key, value)| (*key, *value)).collect();
+    let store = factory.fresh();
+    good(store.load(Pieces::exactly(pieces, world.genesis().anchor)));
+    world.check_store(&store);
+}
+
 /// A hundred thousand accounts and as many slots and nodes load in one step, and are read in pages.
 ///
 /// # Panics

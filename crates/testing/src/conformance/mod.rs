@@ -21,7 +21,7 @@
 //! ```
 //!
 //! `conformance_suite!(durable ..)` adds, for a [`DurableFactory`], what has to survive the store's being closed;
-//! [`kills::survives_kills`] what has to survive the death of the process.
+//! [`kills::survives_kills`] and [`kills::survives_killed_loads`] what has to survive the death of the process.
 //!
 //! Invariants:
 //! 1. Each property is one public function that takes a factory, needs nothing else, and panics where the backend falls
@@ -38,6 +38,7 @@ pub mod kills;
 pub mod loading;
 pub mod reading;
 pub mod snapshots;
+pub mod states;
 pub mod world;
 
 /// Makes stores for the suite. One factory serves one property.
@@ -85,6 +86,13 @@ macro_rules! conformance_suite {
             a_failing_source_leaves_the_store_empty,
             unsorted_pieces_are_refused,
             many_rows_load_and_page,
+            nodes_and_codes_may_come_in_any_piece,
+        ]);
+        $crate::conformance_suite!(@stamp $factory, states: [
+            whole_states_load_on_one_thread,
+            whole_states_load_on_two_threads,
+            whole_states_load_on_three_threads,
+            loads_that_fail_late_leave_the_store_empty,
         ]);
         $crate::conformance_suite!(@stamp $factory, reading: [
             scans_are_ordered_limited_and_start_anywhere,

@@ -1,7 +1,7 @@
 //! A store in memory whose reads or commits fail on demand.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
@@ -35,6 +35,8 @@ pub(crate) struct Switches {
     pub(crate) reads_fail: AtomicBool,
     pub(crate) commits_fail: AtomicBool,
     pub(crate) commits_panic: AtomicBool,
+    /// While it is held, a commit does not begin.
+    pub(crate) commits_wait: Mutex<()>,
 }
 
 fn check(switch: &AtomicBool) -> Result<(), Fault> {
@@ -141,6 +143,7 @@ impl TrieStore for FaultyStore {
     }
 
     fn commit(&self, batch: &CommitBatch) -> Result<(), Fault> {
+        let _turn = self.switches.commits_wait.lock();
         assert!(!self.switches.commits_panic.load(Ordering::SeqCst), "an injected panic");
         check(&self.switches.commits_fail)?;
         Ok(self.inner.commit(batch)?)

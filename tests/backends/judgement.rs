@@ -20,7 +20,7 @@ use foldgate_testing::sim::{Sim, SimBlock, SimSize};
 
 use crate::{
     faulty::FaultyStore,
-    support::{assert_view, bal_driven, execute, honest, load, record, request, start, valid},
+    support::{assert_state, assert_view, bal_driven, execute, honest, load, record, request, start, valid},
 };
 
 struct World {
@@ -520,6 +520,31 @@ fn a_failed_commit_breaks_the_pipeline_and_leaves_the_store() {
     assert!(matches!(pipeline.begin(request(&next)), Err(BeginError::Broken(Failure::Commit { .. }))));
     drop(pipeline);
     assert_eq!(store.tip().unwrap().unwrap(), genesis.anchor());
+}
+
+/// Blocks are judged, and read by their children, while a commit is held; afterwards those that have gathered are
+/// committed at once.
+#[test]
+fn verdicts_wait_for_no_commit_and_commits_gather_blocks() {
+    let mut sim = Sim::new(30, SimSize::default());
+    let mut parent = sim.genesis();
+    let store = load(FaultyStore::new(), &parent);
+    let pipeline = bal_driven(&store);
+    let held = store.switches.commits_wait.lock().unwrap();
+    for _ in 0..10 {
+        let block = sim.child(&parent);
+        valid(execute(start(&pipeline, request(&block)), &block).wait());
+        parent = block;
+    }
+    assert_eq!(pipeline.counters().commits, 0);
+    drop(held);
+    pipeline.flush().unwrap();
+    let counters = pipeline.counters();
+    assert_eq!((counters.commits, counters.folds_ahead), (10, 10));
+    assert_eq!(counters.store_commits, 2, "the first block was at the gate, the others go together");
+    drop(pipeline);
+    assert_eq!(store.tip().unwrap().unwrap(), parent.anchor());
+    assert_state(&*store, &parent);
 }
 
 #[test]

@@ -309,8 +309,8 @@ impl<S: TrieStore> Calculator<S> {
             | JobMessage::Compared { attempt, .. }
             | JobMessage::Panicked { attempt, .. } => *attempt,
             JobMessage::Committed { .. } => {
-                if let JobMessage::Committed { layer, result } = answer {
-                    self.on_committed(&layer, result);
+                if let JobMessage::Committed { layers, result } = answer {
+                    self.on_committed(&layers, result);
                 }
                 return;
             }

@@ -106,6 +106,8 @@ counters! {
     late_messages,
     /// Blocks made durable.
     commits,
+    /// Commits of the store: each makes one block durable, or several that have gathered.
+    store_commits,
     /// Requests of blocks that had a verdict already.
     redelivered,
 }

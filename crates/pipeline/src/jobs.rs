@@ -20,8 +20,8 @@ use alloy_primitives::{B256, Bytes};
 use crossbeam_channel::{Receiver, Sender};
 use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch};
 use foldgate_core::{
-    AccountInfo, BlockFacts, Cached, HashedPostState, Layer, Overlay, PageCache, TouchedAccount, TouchedSlot,
-    TrieReader, TrieStore, Version, resolve, resolve_with,
+    AccountInfo, BlockFacts, Cached, CommitBatch, HashedPostState, Layer, Overlay, PageCache, TouchedAccount,
+    TouchedSlot, TrieReader, TrieStore, Version, resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
 };
 
@@ -78,7 +78,8 @@ pub(crate) enum JobMessage<S: TrieStore> {
         message: String,
     },
     Committed {
-        layer: Arc<Layer>,
+        /// Oldest first, at least one.
+        layers: Vec<Arc<Layer>>,
         result: Result<Cached<S::Snapshot>, Failure>,
     },
 }
@@ -209,30 +210,48 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// The committer's loop: makes blocks durable, one after the other in the order in which they come, and takes the page
-/// cache along, before anyone reads the new durable state. After a failure it commits nothing more.
+/// The most blocks that one commit makes durable.
+const MAX_MERGED: usize = 32;
+
+/// What to commit of blocks that stand on each other: all at once, so that of what several of them changed only the
+/// newest is written.
+fn batches(run: &[Arc<Layer>]) -> Vec<CommitBatch> {
+    match Layer::merged_batch(run) {
+        Ok(merged) => merged.into_iter().collect(),
+        // Their tries were folded over different views: each is committed for itself.
+        Err(_) => run.iter().map(|layer| layer.to_batch()).collect(),
+    }
+}
+
+/// The committer's loop: makes blocks durable in the order in which they come, and together those that have gathered
+/// while it was at work; the cache follows. After a failure it commits nothing more.
 pub(crate) fn commit_loop<S: TrieStore>(
     store: &S,
     cache: &Arc<PageCache>,
     layers: &Receiver<Arc<Layer>>,
     answers: &Sender<JobMessage<S>>,
 ) {
-    for layer in layers {
+    while let Ok(first) = layers.recv() {
+        // What was queued meanwhile goes along.
+        let run: Vec<_> = std::iter::once(first).chain(layers.try_iter().take(MAX_MERGED - 1)).collect();
+        let mut tip = run[0].anchor.block;
         let commit = || -> Result<_, S::Error> {
-            let batch = layer.to_batch();
-            store.commit(&batch)?;
-            cache.advance(batch.parent, layer.anchor.block, &batch.rows);
+            for batch in batches(&run) {
+                tip = batch.blocks.last().map_or(tip, |block| block.anchor.block);
+                store.commit(&batch)?;
+                cache.advance(batch.parent, tip, &batch.rows);
+            }
             Ok(Cached::new(store.snapshot()?, Arc::clone(cache)))
         };
         // A panic must not leave those waiting who wait for the block to become durable.
         let result = match catch_unwind(AssertUnwindSafe(commit)) {
             Ok(Ok(base)) => Ok(base),
-            Ok(Err(error)) => Err(Failure::Commit { block: layer.anchor.block, error: Arc::new(error) }),
+            Ok(Err(error)) => Err(Failure::Commit { block: tip, error: Arc::new(error) }),
             Err(payload) => Err(Failure::Panicked(panic_message(payload.as_ref()))),
         };
         let failed = result.is_err();
         // The calculator is gone at shutdown; what was acknowledged is committed all the same.
-        let _shut_down = answers.send(JobMessage::Committed { layer, result });
+        let _shut_down = answers.send(JobMessage::Committed { layers: run, result });
         if failed {
             return;
         }

@@ -58,14 +58,19 @@ impl<S: TrieStore> Calculator<S> {
         let _failed = self.commits.send(Arc::clone(&committed.layer));
     }
 
-    pub(super) fn on_committed(&mut self, layer: &Layer, result: Result<Cached<S::Snapshot>, Failure>) {
-        let block = layer.anchor.block;
+    pub(super) fn on_committed(&mut self, layers: &[Arc<Layer>], result: Result<Cached<S::Snapshot>, Failure>) {
         match result {
             Ok(base) => {
-                Counters::add(&self.counters.commits);
-                self.tree.base = base.with_tries(layer.tries.clone());
-                if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) {
-                    committed.durability = Durability::Durable;
+                Counters::add(&self.counters.store_commits);
+                self.tree.base = match layers.last() {
+                    Some(newest) => base.with_tries(newest.tries.clone()),
+                    None => base,
+                };
+                for layer in layers {
+                    Counters::add(&self.counters.commits);
+                    if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&layer.anchor.block.hash) {
+                        committed.durability = Durability::Durable;
+                    }
                 }
                 for lost in self.tree.prune() {
                     self.halt(&lost, Halt::ForkLost);

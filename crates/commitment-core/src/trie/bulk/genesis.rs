@@ -27,7 +27,7 @@ pub struct GenesisAccount {
 
 /// The items of a genesis, sorted. Every account that is listed becomes one, also an empty one.
 ///
-/// An address that is listed twice makes the load fail with [`super::BulkError::Unsorted`].
+/// An address that is listed twice makes the load fail with [`BulkError::Unsorted`](super::BulkError::Unsorted).
 pub fn genesis_items(accounts: impl IntoIterator<Item = (Address, GenesisAccount)>) -> Vec<LoadItem> {
     let mut codes = BTreeMap::new();
     let mut hashed: Vec<_> = accounts

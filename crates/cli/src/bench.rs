@@ -78,7 +78,7 @@ fn run(args: &BenchFoldArgs, scenario: &Scenario) -> Result<Vec<Line>, CliError>
         lineup.enter_peers(scenario)?;
     }
     let blocks = args.blocks.unwrap_or(scenario.workload().default_blocks());
-    let plan = Plan { merged_blocks: args.merged_blocks, ..Plan::new(scenario, blocks) };
+    let plan = Plan { merged_blocks: args.merged_blocks.min(blocks.max(1)), ..Plan::new(scenario, blocks) };
     let progress = Progress::blocks(plan.steps(), args.json);
     let lines = race(scenario, lineup, &plan, || progress.step_block());
     progress.finish();

@@ -7,9 +7,9 @@ use std::sync::{
 
 use alloy_primitives::{B256, Bytes, U256, keccak256};
 use foldgate_core::{
-    Account, AccountDelta, AccountInfo, BlockHash, BlockNumHash, BlockNumber, Cached, EmptyAccounts, FoldOptions,
-    Forest, HashedPostState, Layer, MemorySnapshot, MemoryStore, NodeKey, Overlay, PageCache, StateAnchor, StateReader,
-    TrieId, TrieReader, TrieStore, Version,
+    Account, AccountDelta, AccountInfo, BlockHash, BlockNumHash, BlockNumber, BrokenOverlay, Cached, EmptyAccounts,
+    FoldOptions, Forest, HashedPostState, Layer, MemorySnapshot, MemoryStore, NodeKey, Overlay, PageCache, StateAnchor,
+    StateReader, TrieId, TrieReader, TrieStore, Version,
     diff::{AccountLeafChange, LeafChanges, SlotChange},
     fold, resolve,
 };
@@ -293,6 +293,41 @@ fn balances(keys: impl Iterator<Item = B256>, wei: u64) -> HashedPostState {
     state
 }
 
+/// Blocks that forgot what was durable when they were folded cannot be committed from further below.
+#[test]
+fn a_merged_batch_that_lacks_rows_is_refused() {
+    let keys: Vec<_> = (0..=255u8).map(|at| keccak256([at])).collect();
+    let mut model = Model::new();
+    apply(&mut model, &balances(keys.iter().copied(), 1));
+    let store = MemoryStore::new();
+    store.load(load(&model, block(0))).unwrap();
+    let base = cached(&store).with_tries(Forest::new(0).unloaded());
+    let mut head = Head { base, layers: Vec::new(), model };
+    let mut layers = Vec::new();
+    for number in 1..=3u64 {
+        let keys = keys.iter().copied().filter(|key| u64::from(key[0] >> 4) == number);
+        let state = balances(keys, 10 + number);
+        apply(&mut head.model, &state);
+        let view = head.view();
+        let outcome = fold(&view, resolve(&state, &view).unwrap(), &FoldOptions::SERIAL).unwrap();
+        let layer = layer(outcome, view.anchor().block, block(number));
+        if number == 1 {
+            store.commit(&layer.to_batch()).unwrap();
+            head.base = cached(&store).with_tries(layer.tries.clone());
+        } else {
+            head.layers.push(Arc::clone(&layer));
+        }
+        layers.push(layer);
+    }
+    let refused = Layer::merged_batch(&layers);
+    assert_eq!(refused, Err(BrokenOverlay::Tries { layer: block(3) }));
+    store.commit(&Layer::merged_batch(&layers[1..]).unwrap().unwrap()).unwrap();
+    head.base = cached(&store).with_tries(layers[2].tries.clone());
+    head.layers.clear();
+    head.check();
+    assert_eq!(store.snapshot().unwrap().anchor().state_root, state_root(&head.model));
+}
+
 /// A slot whose old value was told wrong changes nothing: the storage trie that is written in vain is the account's all
 /// the same, and the one that it replaces can go.
 #[test]
@@ -341,4 +376,27 @@ fn a_storage_trie_that_stays_what_it_was_is_linked() {
     }
     drop(outcome);
     assert_eq!(forest.node_bytes(), 0, "all memory is given back, once");
+}
+
+/// Layers over a view that has layers itself: what is durable is what the lowest snapshot has.
+#[test]
+fn an_overlay_over_an_overlay_knows_what_is_durable() {
+    for seed in 0..8 {
+        let rng = &mut StdRng::seed_from_u64(seed);
+        let shape = SHAPES[seed as usize % SHAPES.len()];
+        let forest = Forest::new(0);
+        let (_store, root) = begin(rng, shape, &forest);
+        let first = root.child(rng, shape, 40, 0);
+        let mut model = first.model.clone();
+        let mut layers = Vec::new();
+        for number in 1..6 {
+            let view = Overlay::new(first.view(), layers.clone()).unwrap();
+            let state = random_block(rng, &model, shape, 10);
+            apply(&mut model, &state);
+            let outcome = fold(&view, resolve(&state, &view).unwrap(), &FoldOptions::SERIAL).unwrap();
+            assert_eq!(outcome.computed_state_root, state_root(&model), "seed {seed}, block {number}");
+            let parent = view.anchor().block;
+            layers.push(layer(outcome, parent, block(parent.number + 1)));
+        }
+    }
 }

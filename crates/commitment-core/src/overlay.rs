@@ -81,12 +81,17 @@ impl Layer {
     /// written. `None` without blocks.
     ///
     /// # Errors
-    /// If a layer does not stand on the one before it, or its tries do not.
+    /// If a layer does not stand on the one before it, or its tries do not, or if the newest layer's tries have forgotten
+    /// rows that these blocks changed: they were durable when it was folded.
     pub fn merged_batch(layers: &[Arc<Self>]) -> Result<Option<CommitBatch>, BrokenOverlay> {
         let (Some(first), Some(newest)) = (layers.first(), layers.last()) else { return Ok(None) };
         for pair in layers.windows(2) {
             let (below, layer) = (&pair[0], &pair[1]);
             check_stands_on(layer, below.anchor.block, Some(&below.tries))?;
+        }
+        let durable_epoch = first.tries.epoch() - 1;
+        if !newest.tries.can_be_read_over(durable_epoch) {
+            return Err(BrokenOverlay::Tries { layer: newest.anchor.block });
         }
         let (mut accounts, mut slots, mut codes) = (Vec::new(), Vec::new(), Vec::new());
         for layer in layers.iter().rev() {
@@ -110,7 +115,7 @@ impl Layer {
             accounts.binary_search_by(|(key, _)| key.cmp(address)).is_ok_and(|at| accounts[at].1.is_some())
         };
         let gone = layers.iter().flat_map(|layer| layer.tries.gone());
-        let nodes = newest.tries.rows_since(first.tries.epoch() - 1, written.iter().filter(exists), gone).nodes;
+        let nodes = newest.tries.rows_since(durable_epoch, written.iter().filter(exists), gone).nodes;
         let blocks = layers.iter().map(|layer| layer.committed_block()).collect();
         Ok(Some(CommitBatch { parent: first.parent, blocks, rows: Rows { accounts, slots, nodes, codes } }))
     }
@@ -174,8 +179,8 @@ impl<R: TrieReader> Overlay<R> {
             check_stands_on(layer, below, tries.as_ref())?;
             (below, tries) = (layer.anchor.block, Some(layer.tries.clone()));
         }
-        if let (Some(lowest), Some(newest)) = (layers.first(), layers.last())
-            && !newest.tries.can_be_read_over(lowest.tries.epoch() - 1)
+        if let (Some(durable_epoch), Some(newest)) = (durable_epoch(&base, &layers), layers.last())
+            && !newest.tries.can_be_read_over(durable_epoch)
         {
             return Err(BrokenOverlay::Tries { layer: newest.anchor.block });
         }
@@ -195,6 +200,12 @@ impl<R: TrieReader> Overlay<R> {
     fn changed_account(&self, hashed_address: &B256) -> Option<Option<Account>> {
         self.newest_first().find_map(|layer| layer.account(hashed_address)).map(|change| change.new)
     }
+}
+
+/// The epoch of what is durable below layers. The base knows it, and may have layers of its own; where it has no tries in
+/// memory, it is what the lowest layer stands on.
+fn durable_epoch<R: TrieReader>(base: &R, layers: &[Arc<Layer>]) -> Option<u32> {
+    base.durable_epoch().or_else(|| layers.first().map(|lowest| lowest.tries.epoch() - 1))
 }
 
 impl<R: TrieReader> StateReader for Overlay<R> {
@@ -250,8 +261,7 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
     }
 
     fn durable_epoch(&self) -> Option<u32> {
-        // The lowest layer stands on the durable block.
-        self.layers.first().map_or_else(|| self.base.durable_epoch(), |layer| Some(layer.tries.epoch() - 1))
+        durable_epoch(&self.base, &self.layers)
     }
 
     fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, Self::Error> {

@@ -233,8 +233,10 @@ pub fn fold<R: TrieReader>(
             return Err(FoldError::StorageWithoutAccount { hashed_address, got: storage_root });
         }
         let new = new.map(|info| info.with_storage_root(storage_root));
-        if old != new {
-            let link = top.map(|top| top.node);
+        let link = top.map(|top| top.node);
+        // A storage trie that was written is linked, though it be the old one: wrong old values can make it so, and the
+        // parent's nodes are given up all the same.
+        if old != new || link.is_some() {
             leaves.push(Change { key: hashed_address, existed: old.is_some(), new, link });
         }
         accounts.push(AccountChange { hashed_address, old, new, slots });

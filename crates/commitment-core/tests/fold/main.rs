@@ -6,6 +6,7 @@ mod corrupt;
 mod histories;
 mod keys;
 mod model;
+mod siblings;
 mod single;
 mod unwind;
 mod vectors;

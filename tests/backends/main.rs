@@ -30,5 +30,6 @@ mod judgement;
 mod moving;
 mod pipeline;
 mod races;
+mod shadow;
 mod storm;
 mod support;

@@ -9,7 +9,8 @@
 //!
 //! Every event touches a block; `Calculator::step` (in `steps.rs`) then does whatever has become possible for it, and touches its
 //! children when they may profit. A step is a function of the block's stages and its parent's, so the order in which
-//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`. Requests are taken first, because a result may overtake its request's successors.
+//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in
+//! `canonical.rs`, how the shadow goes along in `shadowing.rs`. Requests are taken first, because a result may overtake its request's successors.
 //!
 //! Invariants:
 //! 1. A block is judged valid only with its execution ended and confirmed, its root equal to the header's, and its
@@ -19,6 +20,7 @@
 
 mod canonical;
 mod ends;
+mod shadowing;
 mod steps;
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
@@ -26,7 +28,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use alloy_primitives::Bytes;
 use crossbeam_channel::{Receiver, Sender, select_biased};
 use foldgate_core::{
-    BlockHash, BlockNumHash, Cached, Layer, StateAnchor, TrieReader, TrieStore, Version, trie::FoldError,
+    BlockHash, BlockNumHash, Cached, Layer, PageCache, StateAnchor, TrieReader, TrieStore, Version, trie::FoldError,
 };
 
 use crate::{
@@ -96,6 +98,8 @@ pub(crate) struct Calculator<S: TrieStore> {
     pub(crate) config: PipelineConfig,
     pub(crate) counters: Arc<Counters>,
     pub(crate) pool: Arc<jobs::Pool>,
+    /// What shadows have read of the durable tip. Nothing else reads it.
+    pub(crate) shadow_cache: Arc<PageCache>,
     pub(crate) answers: Sender<JobMessage<S>>,
     pub(crate) commits: Sender<Arc<Layer>>,
     pub(crate) tree: Tree<S::Snapshot>,
@@ -165,6 +169,7 @@ impl<S: TrieStore> Calculator<S> {
         }
         Counters::add(&self.counters.requests);
         let plan = self.plan(request);
+        let shadow = self.shadow_stage(&plan);
         let base = self.tree.base.for_block();
         let bal = match plan.raw {
             None => BalStage::None,
@@ -185,6 +190,7 @@ impl<S: TrieStore> Calculator<S> {
             fold: FoldStage::Idle,
             gate_opened: false,
             compare: CompareStage::Idle,
+            shadow,
             generation: 0,
             early: None,
             arrival: Instant::now(),
@@ -222,7 +228,8 @@ impl<S: TrieStore> Calculator<S> {
         self.counters.skip(reason);
         // A payload's list that the header commits to can make the block invalid in every mode.
         let judged = !sourced && !request.before_cancun && request.facts.expected_bal_hash.is_some();
-        Plan { mode: Mode::Incremental(reason), raw: raw.filter(|_| judged), sourced }
+        let shadowed = self.config.shadow && reason == SkipReason::SwitchedOff;
+        Plan { mode: Mode::Incremental(reason), raw: raw.filter(|_| judged || shadowed), sourced }
     }
 
     /// Holds a block in flight until its unknown ancestor turns up. Where there are too many such blocks, the oldest one
@@ -307,6 +314,8 @@ impl<S: TrieStore> Calculator<S> {
             JobMessage::Prepared { attempt, .. }
             | JobMessage::Folded { attempt, .. }
             | JobMessage::Compared { attempt, .. }
+            | JobMessage::Shadowed { attempt, .. }
+            | JobMessage::HeldToShadow { attempt, .. }
             | JobMessage::Panicked { attempt, .. } => *attempt,
             JobMessage::Committed { .. } => {
                 if let JobMessage::Committed { layers, result } = answer {
@@ -348,6 +357,8 @@ impl<S: TrieStore> Calculator<S> {
                 }
                 Err(error) => Progress::Failed(Failure::Read(Arc::new(error))),
             },
+            JobMessage::Shadowed { shadowed, .. } => self.on_shadowed(&mut entry, shadowed),
+            JobMessage::HeldToShadow { compared, .. } => self.on_held_to_shadow(&mut entry, compared),
             JobMessage::Panicked { message, .. } => Progress::Failed(Failure::Panicked(message)),
             // The answer of a job whose list was dropped meanwhile.
             _ => Progress::Pending,

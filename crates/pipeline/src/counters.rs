@@ -108,6 +108,12 @@ counters! {
     commits,
     /// Commits of the store: each makes one block durable, or several that have gathered.
     store_commits,
+    /// Blocks whose two computations were held to each other by the shadow, whatever came of it.
+    shadows,
+    /// Blocks that were to have a shadow and had none: there was no list that counted, or no recorded writes.
+    shadows_skipped,
+    /// Blocks whose two computations did not agree.
+    divergences,
     /// Requests of blocks that had a verdict already.
     redelivered,
 }

@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 
 use crate::{
     handle::{AttemptId, Shared},
+    shadow::{Compared, Shadowed},
     verdict::Failure,
 };
 
@@ -72,6 +73,14 @@ pub(crate) enum JobMessage<S: TrieStore> {
         attempt: AttemptId,
         generation: u32,
         equal: Result<bool, S::Error>,
+    },
+    Shadowed {
+        attempt: AttemptId,
+        shadowed: Result<Shadowed, S::Error>,
+    },
+    HeldToShadow {
+        attempt: AttemptId,
+        compared: Compared,
     },
     Panicked {
         attempt: AttemptId,

@@ -176,7 +176,10 @@ impl<S: TrieStore> Pipeline<S> {
         let counters = Arc::new(Counters::default());
         let pool = Arc::new(Pool::new(config.threads).map_err(OpenError::Thread)?);
         let max_in_flight = config.max_in_flight;
+        let shadow_cache = Arc::new(PageCache::new(if config.shadow { config.page_cache_bytes } else { 0 }));
+        shadow_cache.reset(base.anchor().block);
         let calculator = Calculator::<S> {
+            shadow_cache,
             tree: Tree::new(base, config.max_remembered),
             config,
             counters: Arc::clone(&counters),

@@ -8,7 +8,7 @@ use alloy_primitives::B256;
 use foldgate_bal::BalError;
 use foldgate_core::{BlockNumHash, Layer};
 
-use crate::{counters::SkipReason, halt::Halt};
+use crate::{counters::SkipReason, halt::Halt, shadow::Divergence};
 
 /// How a block's root was computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,6 +168,10 @@ pub enum Failure {
         /// The store's error.
         error: Arc<dyn Error + Send + Sync>,
     },
+    /// The access list and the executed writes of the block led to different states, though the one was confirmed by the
+    /// other: one of the computations is wrong.
+    #[error(transparent)]
+    Divergence(Arc<Divergence>),
     /// A worker panicked: a bug.
     #[error("a worker panicked: {0}")]
     Panicked(String),

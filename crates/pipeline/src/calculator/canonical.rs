@@ -62,6 +62,8 @@ impl<S: TrieStore> Calculator<S> {
         match result {
             Ok(base) => {
                 Counters::add(&self.counters.store_commits);
+                // Readers of the old snapshot go on with what they have; those of the new one begin with nothing.
+                self.shadow_cache.reset(base.anchor().block);
                 self.tree.base = match layers.last() {
                     Some(newest) => base.with_tries(newest.tries.clone()),
                     None => base,

@@ -14,7 +14,7 @@ use crate::{
     counters::{Counters, SkipReason},
     jobs::{self, Folded, JobMessage},
     request::RebuiltBal,
-    tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node},
+    tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node, ShadowStage},
     verdict::{ConfirmedBy, Failure, InvalidReason, Mode},
 };
 
@@ -62,6 +62,7 @@ impl<S: TrieStore> Calculator<S> {
         if let Some(failed) = self.start_fold(entry) {
             return Progress::Failed(failed);
         }
+        self.start_shadow(entry);
         let progress = self.judge(entry);
         // A list that was dropped in judging: the executed writes may be at hand already.
         if matches!(entry.fold, FoldStage::Idle)
@@ -171,22 +172,37 @@ impl<S: TrieStore> Calculator<S> {
             entry.leaves_ready = None;
         }
         entry.bal = BalStage::None;
+        self.drop_shadow(entry);
     }
 
     /// Compares the folded root with the header's, and judges when execution has confirmed the state.
     fn judge(&mut self, entry: &mut Entry<S::Snapshot>) -> Progress {
         let FoldStage::Done(folded) = &entry.fold else { return Progress::Pending };
         let folded = Arc::clone(folded);
-        let facts = &entry.shared.facts;
-        let finished = match &entry.execution {
-            ExecutionStage::Running => None,
-            ExecutionStage::Finished { recorded, result } => Some((recorded, result)),
+        let facts = entry.shared.facts;
+        let (running, late_root) = match &entry.execution {
+            ExecutionStage::Running => (true, None),
+            ExecutionStage::Finished { result, .. } => (false, result.expected_state_root),
         };
-        let late_root = finished.and_then(|(_, result)| result.expected_state_root);
         let Some(expected) = facts.expected_state_root.or(late_root) else {
-            return if finished.is_some() { Progress::Failed(Failure::NoExpectedRoot) } else { Progress::Pending };
+            return if running { Progress::Pending } else { Progress::Failed(Failure::NoExpectedRoot) };
         };
         let got = folded.outcome.computed_state_root;
+        let shadowed = !matches!(entry.shadow, ShadowStage::Off);
+        if got != expected && running && entry.mode == Mode::BalDriven {
+            // With the shadow on, the executed writes have to lead to the same before it counts.
+            if facts.expected_bal_hash.is_none() {
+                if shadowed {
+                    return Progress::Pending;
+                }
+            } else if shadowed || self.config.on_early_mismatch == OnEarlyMismatch::FindReason {
+                entry.early = Some(InvalidReason::StateRootMismatch { got, expected });
+                return Progress::Pending;
+            }
+        }
+        if !running && let Some(held) = self.hold_to_shadow(entry, &folded) {
+            return held;
+        }
         if got != expected {
             let mismatch = InvalidReason::StateRootMismatch { got, expected };
             return match entry.mode {
@@ -194,16 +210,10 @@ impl<S: TrieStore> Calculator<S> {
                     self.drop_bal(entry, SkipReason::EarlyRootMismatch);
                     Progress::Pending
                 }
-                Mode::BalDriven
-                    if self.config.on_early_mismatch == OnEarlyMismatch::FindReason && finished.is_none() =>
-                {
-                    entry.early = Some(mismatch);
-                    Progress::Pending
-                }
                 _ => Progress::Invalid(mismatch),
             };
         }
-        let Some((recorded, result)) = finished else { return Progress::Pending };
+        let ExecutionStage::Finished { recorded, result } = &entry.execution else { return Progress::Pending };
         if matches!(entry.bal, BalStage::Preparing) {
             return Progress::Pending;
         }

@@ -19,6 +19,23 @@ pub enum CliError {
     /// The demonstration stopped.
     #[error(transparent)]
     Demo(Box<DemoError>),
+    /// A divergence's report could not be read.
+    #[error(transparent)]
+    Divergence(#[from] foldgate_pipeline::ReportError),
+    /// An environment variable is set to what it cannot be.
+    #[error(transparent)]
+    Config(#[from] foldgate_pipeline::ConfigError),
+    /// Generated blocks could not be run.
+    #[error(transparent)]
+    Generated(#[from] crate::validate::GeneratedError),
+    /// A folder of test data could not be searched.
+    #[error("searching {}", path.display())]
+    Search {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A replay stopped.
     #[error(transparent)]
     Replay(Box<ReplayError>),

@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`bench`](mod@bench) | `foldgate bench`: measurements |
 //! | [`demo`] | `foldgate demo`: a chain of its own |
+//! | [`divergence`] | `foldgate divergence`: a shadow's report, reproduced |
 //! | [`fixtures`] | `foldgate fixtures`: blockchain tests |
 //! | [`replay`] | `foldgate replay`: a chain on its genesis |
+//! | [`validate`] | `foldgate validate`: everything there is, with the shadow on |
 //! | [`witness`] | `foldgate witness`: blocks on their execution witnesses |
 //!
 //! Invariants:
@@ -18,13 +20,16 @@ pub mod bench;
 pub mod chain_store;
 pub mod demo;
 pub mod derive;
+pub mod divergence;
 mod error;
 pub mod fixtures;
 pub mod import;
 mod progress;
 mod reasons;
 pub mod replay;
+pub mod shadow;
 pub mod state;
+pub mod validate;
 pub mod witness;
 
 use std::io::Write;
@@ -40,8 +45,10 @@ pub fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<bool,
     match cli.command {
         Command::Bench(command) => bench::command(&command, out),
         Command::Demo(args) => demo::command(&args, out),
+        Command::Divergence(args) => divergence::command(&args, out),
         Command::Fixtures(args) => fixtures::command(&args, out, notes),
         Command::Replay(args) => replay::command(&args, out),
+        Command::Validate(args) => validate::command(&args, out, notes),
         Command::Witness(args) => witness::command(&args, out, notes),
     }
 }

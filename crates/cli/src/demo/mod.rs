@@ -34,7 +34,7 @@ use self::{
 };
 use crate::{
     CliError,
-    args::{DemoArgs, ModeArg},
+    args::DemoArgs,
     backend::{Backend, Home, OnBackend},
     chain_store::{ChainStoreError, Origin},
     import::{BlockReport, ImportError, Importer, Summary, hidden, milliseconds},
@@ -159,8 +159,7 @@ fn demo<S: TrieStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErr
     origin.load(store, &progress)?;
     progress.finish();
     let mut maker = Maker::new(origin.spec.clone(), workshop, origin.header.clone());
-    let bal_driven = args.mode == ModeArg::Bal;
-    let mut importer = Importer::open(&origin.spec, Arc::clone(store), origin.header.clone(), bal_driven)?;
+    let mut importer = Importer::open(&origin.spec, Arc::clone(store), origin.header.clone(), args.mode)?;
     let progress = Progress::blocks(args.blocks, args.json);
     let mut reports = Vec::new();
     let mut missing = args.blocks;

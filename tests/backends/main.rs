@@ -24,6 +24,7 @@ macro_rules! stamp_all {
     };
 }
 
+mod advance;
 mod differential;
 mod faulty;
 mod judgement;

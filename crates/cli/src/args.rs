@@ -1,6 +1,9 @@
 //! The tool's arguments.
 
-use std::path::PathBuf;
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    path::PathBuf,
+};
 
 use clap::{
     Args, Parser, Subcommand, ValueEnum,
@@ -25,6 +28,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[non_exhaustive]
 pub enum Command {
+    /// Take a store forward over a chain from the blocks' access lists alone: nothing is executed.
+    Advance(AdvanceArgs),
     /// Measure folds and loads.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -156,6 +161,38 @@ pub struct BenchLoadArgs {
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Print one line of JSON for each backend.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `foldgate advance`.
+#[derive(Debug, Clone, Args)]
+pub struct AdvanceArgs {
+    /// The genesis, as go-ethereum writes it (JSON).
+    #[arg(long, value_name = "FILE")]
+    pub genesis: PathBuf,
+    /// The chain: RLP blocks one after another, none older than Cancun. Of them only the headers count.
+    #[arg(long, value_name = "FILE")]
+    pub chain: PathBuf,
+    /// A folder of access lists, `<block hash>.rlp` or `<block number>.rlp`; none may be missing.
+    #[arg(long, value_name = "DIR")]
+    pub bals: PathBuf,
+    /// The store's folder, made where it is not there; an advance goes on from the store's tip. Without it, a temporary one.
+    #[arg(long, value_name = "DIR")]
+    pub db: Option<PathBuf>,
+    /// The store.
+    #[arg(long, value_enum, default_value_t = BackendKind::Redb)]
+    pub backend: BackendKind,
+    /// Check the root and make the state durable after so many blocks. Without it, after the last one.
+    #[arg(long, value_name = "N")]
+    pub checkpoint_every: Option<NonZeroU64>,
+    /// The most blocks that are folded together.
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub merged_blocks: NonZeroUsize,
+    /// The rules of the fork "Amsterdam".
+    #[arg(long, value_enum, default_value_t)]
+    pub amsterdam_rules: RulesArg,
+    /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,
 }

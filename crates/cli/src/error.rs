@@ -13,6 +13,9 @@ pub enum CliError {
     /// The store could not be had.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// An advance stopped.
+    #[error(transparent)]
+    Advance(#[from] crate::advance::AdvanceError),
     /// A benchmark stopped.
     #[error(transparent)]
     Bench(#[from] BenchError),

@@ -2,6 +2,7 @@
 //!
 //! | module | command |
 //! |---|---|
+//! | [`advance`] | `foldgate advance`: a chain from its access lists alone |
 //! | [`bench`](mod@bench) | `foldgate bench`: measurements |
 //! | [`demo`] | `foldgate demo`: a chain of its own |
 //! | [`divergence`] | `foldgate divergence`: a shadow's report, reproduced |
@@ -14,6 +15,7 @@
 //! 1. Bad input is a typed error that names the file, the block and the field, and leaves the store as it was.
 //! 2. Under `--json` the standard output holds one line, or one for each contender of a benchmark; what there is to say to people goes to the standard error.
 
+pub mod advance;
 pub mod args;
 pub mod backend;
 pub mod bench;
@@ -43,6 +45,7 @@ pub use error::{Causes, CliError};
 /// [`CliError`] if the command could not be carried out.
 pub fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> Result<bool, CliError> {
     match cli.command {
+        Command::Advance(args) => advance::command(&args, out),
         Command::Bench(command) => bench::command(&command, out),
         Command::Demo(args) => demo::command(&args, out),
         Command::Divergence(args) => divergence::command(&args, out),

@@ -16,6 +16,7 @@
 //!
 //! It works on any [`foldgate_core::TrieStore`] and knows no backend's name.
 
+mod advance;
 mod calculator;
 mod config;
 mod counters;
@@ -23,6 +24,7 @@ mod gate;
 mod halt;
 mod handle;
 mod jobs;
+mod observe;
 mod permits;
 mod pipeline;
 mod request;
@@ -31,6 +33,7 @@ mod tree;
 mod verdict;
 mod view;
 
+pub use advance::{AdvanceBlock, AdvanceError, AdvanceOptions, Checkpoint, Checkpoints, advance};
 pub use config::{
     BAL_DRIVEN_VARIABLE, BAL_SHADOW_VARIABLE, Canonical, ConfigError, DIVERGENCE_DIRECTORY_VARIABLE, OnEarlyMismatch,
     PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,

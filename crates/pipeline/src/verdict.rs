@@ -36,6 +36,8 @@ pub enum ConfirmedBy {
 pub struct BlockTimings {
     /// Decoding and validating the access list and hashing its keys.
     pub decode: Duration,
+    /// Reading ahead, beside everything else; zero where it had not ended at the verdict.
+    pub warm_up: Duration,
     /// From the time when the leaves were at hand until the fold began: waiting for the parent, and for a thread.
     pub gate_wait: Duration,
     /// Reading the parent's leaves.
@@ -44,6 +46,8 @@ pub struct BlockTimings {
     pub fold: Duration,
     /// From the arrival of the request to the executor's result.
     pub execution: Duration,
+    /// From the executor's result to the verdict: what the block costs besides its execution.
+    pub confirm: Duration,
     /// From the arrival of the request to the verdict.
     pub verdict: Duration,
 }

@@ -18,8 +18,9 @@ use foldgate_core::{HashedPostState, StateReader, TrieStore, trie::FoldOptions};
 
 use super::{Calculator, Plan, Progress};
 use crate::{
-    counters::{Counters, SkipReason},
+    counters::SkipReason,
     jobs::{Folded, JobMessage},
+    observe::{self, Work},
     shadow::{self, Case, Compared, Shadowed, Source},
     tree::{BalStage, Entry, ExecutionStage, ShadowStage},
     verdict::{Failure, Mode},
@@ -33,7 +34,10 @@ impl<S: TrieStore> Calculator<S> {
             (false, _) => ShadowStage::Off,
             (true, true) => ShadowStage::Idle,
             (true, false) => {
-                Counters::add(&self.counters.shadows_skipped);
+                // A list may still be supplied.
+                if plan.mode != Mode::Incremental(SkipReason::NoBal) {
+                    self.counters.shadows_skipped.add();
+                }
                 ShadowStage::Off
             }
         }
@@ -42,7 +46,7 @@ impl<S: TrieStore> Calculator<S> {
     /// The block has one source only.
     pub(super) fn drop_shadow(&self, entry: &mut Entry<S::Snapshot>) {
         if !matches!(entry.shadow, ShadowStage::Off) {
-            Counters::add(&self.counters.shadows_skipped);
+            self.counters.shadows_skipped.add();
             entry.shadow = ShadowStage::Off;
         }
     }
@@ -61,7 +65,7 @@ impl<S: TrieStore> Calculator<S> {
         let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
         entry.shadow = ShadowStage::Running;
         let (attempt, cache) = (entry.shared.attempt, Arc::clone(&self.shadow_cache));
-        self.pool.spawn(&self.answers, &entry.shared, move || {
+        self.pool.spawn(Work::Shadow, &self.answers, &entry.shared, move || {
             let shadowed = shadow::compute(&state, &parent, &cache, &FoldOptions::default());
             Some(JobMessage::Shadowed { attempt, shadowed })
         });
@@ -127,7 +131,7 @@ impl<S: TrieStore> Calculator<S> {
         let (attempt, facts) = (entry.shared.attempt, entry.shared.facts);
         let directory = self.config.divergence_directory.clone();
         entry.shadow = ShadowStage::Comparing;
-        self.pool.spawn(&self.answers, &entry.shared, move || {
+        self.pool.spawn(Work::HoldToShadow, &self.answers, &entry.shared, move || {
             let case = Case {
                 facts,
                 decided_by,
@@ -149,12 +153,13 @@ impl<S: TrieStore> Calculator<S> {
             match compared {
                 Compared::ListDiffers => self.drop_bal(entry, SkipReason::NotConfirmed),
                 Compared::Same => {
-                    Counters::add(&self.counters.shadows);
+                    self.counters.shadows.add();
                     entry.shadow = ShadowStage::Agrees;
                 }
                 Compared::Diverged(divergence) => {
-                    Counters::add(&self.counters.shadows);
-                    Counters::add(&self.counters.divergences);
+                    self.counters.shadows.add();
+                    self.counters.divergences.add();
+                    observe::diverged(&divergence);
                     entry.shadow = ShadowStage::Diverged(divergence);
                 }
             }

@@ -11,8 +11,9 @@ use foldgate_core::{BlockHash, HashedPostState, TrieReader, TrieStore, trie::Fol
 use super::{Calculator, Progress};
 use crate::{
     config::OnEarlyMismatch,
-    counters::{Counters, SkipReason},
+    counters::SkipReason,
     jobs::{self, Folded, JobMessage},
+    observe::Work,
     request::RebuiltBal,
     tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node, ShadowStage},
     verdict::{ConfirmedBy, Failure, InvalidReason, Mode},
@@ -134,26 +135,35 @@ impl<S: TrieStore> Calculator<S> {
         let counters = &self.counters;
         match entry.mode {
             Mode::BalDriven => {
-                Counters::add(&counters.folds_ahead);
+                counters.folds_ahead.add();
                 if matches!(entry.execution, ExecutionStage::Running) {
-                    Counters::add(&counters.folds_before_execution_ended);
+                    counters.folds_before_execution_ended.add();
                 }
             }
-            Mode::Incremental(_) => Counters::add(&counters.folds_incremental),
+            Mode::Incremental(reason) => {
+                counters.folds_incremental.add();
+                // The others were counted when they were found.
+                if matches!(reason, SkipReason::NoBal | SkipReason::Late) {
+                    counters.skip(reason);
+                    if self.config.shadow {
+                        counters.shadows_skipped.add();
+                    }
+                }
+            }
         }
         if !entry.gate_opened {
             entry.gate_opened = true;
             let durable = entry.parent == parent.base().anchor().block;
-            Counters::add(if durable {
-                &counters.gates_opened_from_durable
+            if durable {
+                counters.gates_opened_from_durable.add();
             } else {
-                &counters.gates_opened_from_memory
-            });
+                counters.gates_opened_from_memory.add();
+            }
         }
         entry.fold = FoldStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
         let options = FoldOptions::default();
-        self.pool.spawn(&self.answers, &entry.shared, move || {
+        self.pool.spawn(Work::Fold, &self.answers, &entry.shared, move || {
             let folded = jobs::resolve_and_fold(&state, &parent, &options, ready);
             Some(JobMessage::Folded { attempt, generation, folded })
         });
@@ -162,7 +172,7 @@ impl<S: TrieStore> Calculator<S> {
 
     /// Gives up a block's list: the block goes on incrementally.
     pub(super) fn drop_bal(&self, entry: &mut Entry<S::Snapshot>, reason: SkipReason) {
-        Counters::add(&self.counters.bals_dropped);
+        self.counters.bals_dropped.add();
         if entry.mode == Mode::BalDriven {
             self.counters.skip(reason);
             entry.mode = Mode::Incremental(reason);
@@ -238,7 +248,7 @@ impl<S: TrieStore> Calculator<S> {
         let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
         entry.compare = CompareStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
-        self.pool.spawn(&self.answers, &entry.shared, move || {
+        self.pool.spawn(Work::Confirm, &self.answers, &entry.shared, move || {
             let equal = jobs::leads_to(&executed, &parent, &folded.outcome);
             Some(JobMessage::Compared { attempt, generation, equal })
         });

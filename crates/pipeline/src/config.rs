@@ -38,8 +38,8 @@ pub enum OnEarlyMismatch {
 /// The pipeline's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineConfig {
-    /// Whether blocks with an access list are folded from it, ahead of their execution. Off: every block is folded
-    /// from its executed writes after execution.
+    /// Whether blocks with an access list are folded from it, ahead of their execution: the default. Off: every block is
+    /// folded from its executed writes after execution.
     pub bal_driven: bool,
     /// Whether each block is computed from its other source, too: from the executed writes where its access list decides,
     /// from the list where it does not. The verdict waits for both. Where they diverge, that is counted and reported, and
@@ -73,7 +73,7 @@ pub struct PipelineConfig {
 impl Default for PipelineConfig {
     fn default() -> Self {
         Self {
-            bal_driven: false,
+            bal_driven: true,
             shadow: false,
             divergence_directory: None,
             canonical: Canonical::Auto,

@@ -41,7 +41,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
         expected_bal_hash: Some(rebuilt_hash),
     };
 
-    let pipeline = Pipeline::open(store, PipelineConfig::from_env()?.with_bal_driven(true))?;
+    let pipeline = Pipeline::open(store, PipelineConfig::from_env()?)?;
 
     // The block arrives: its fold starts at once, whatever its execution does.
     let request = BlockRequest::new(facts).with_bal(raw_bal);

@@ -37,6 +37,8 @@ pub(crate) struct Switches {
     pub(crate) commits_panic: AtomicBool,
     /// While it is held, a commit does not begin.
     pub(crate) commits_wait: Mutex<()>,
+    /// The next read of this account gives a nonce that it does not have; those after it are right.
+    pub(crate) lie: Mutex<Option<B256>>,
 }
 
 fn check(switch: &AtomicBool) -> Result<(), Fault> {
@@ -100,7 +102,12 @@ impl TrieReader for FaultySnapshot {
 
     fn account(&self, hashed_address: &B256) -> Result<Option<Account>, Fault> {
         self.check()?;
-        Ok(self.inner.account(hashed_address)?)
+        let mut account = self.inner.account(hashed_address)?;
+        let lies = self.switches.lie.lock().unwrap().take_if(|address| address == hashed_address).is_some();
+        if let Some(account) = account.as_mut().filter(|_| lies) {
+            account.nonce += 1000;
+        }
+        Ok(account)
     }
 
     fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, Fault> {

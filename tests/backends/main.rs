@@ -24,11 +24,13 @@ macro_rules! stamp_all {
     };
 }
 
+mod advance;
 mod differential;
 mod faulty;
 mod judgement;
 mod moving;
 mod pipeline;
 mod races;
+mod shadow;
 mod storm;
 mod support;

@@ -62,7 +62,7 @@ fn a_chain_is_folded_ahead<F: StoreFactory>(factory: &F) {
 fn a_chain_is_folded_incrementally<F: StoreFactory>(factory: &F) {
     let blocks = chain(2, 20, SimSize::default());
     let store = load(factory.fresh(), &blocks[0]);
-    let pipeline = Pipeline::open(Arc::clone(&store), PipelineConfig::default()).unwrap();
+    let pipeline = Pipeline::open(Arc::clone(&store), PipelineConfig::default().with_bal_driven(false)).unwrap();
     for block in &blocks[1..] {
         let handle = start(&pipeline, request(block));
         let verdict = valid(execute(handle, block).wait());
@@ -84,7 +84,7 @@ fn modes_and_trees_agree_with_the_oracle<F: StoreFactory>(factory: &F) {
     let other = foldgate::MemoryStore::new();
     let (store, incremental_store) = (load(factory.fresh(), &blocks[0]), load(other, &blocks[0]));
     let ahead = bal_driven(&store);
-    let serial = PipelineConfig { threads: NonZeroUsize::MIN, ..PipelineConfig::default() };
+    let serial = PipelineConfig { threads: NonZeroUsize::MIN, ..PipelineConfig::default().with_bal_driven(false) };
     let incremental = Pipeline::open(Arc::clone(&incremental_store), serial).unwrap();
     for block in &blocks[1..] {
         let folded_ahead = valid(execute(start(&ahead, request(block)), block).wait());

@@ -187,6 +187,8 @@ fn config(dice: &mut Dice) -> PipelineConfig {
         max_orphans: dice.roll(8) as usize,
         max_remembered: if dice.one_in(2) { 1024 } else { dice.roll(4) as usize },
         page_cache_bytes: [0, 20 << 10, 256 << 20][dice.roll(3) as usize],
+        shadow: dice.one_in(2),
+        divergence_directory: None,
     }
 }
 
@@ -451,6 +453,7 @@ fn settle<S: TrieStore>(storm: Storm<'_, S>, store: &S, explicit: bool) -> u64 {
     let ended = counters.valid + counters.invalid + counters.cancelled + counters.failed;
     assert_eq!(counters.requests, ended + held.len() as u64, "{counters:?}");
     assert_eq!(counters.requests, storm.admitted.into_inner());
+    assert_eq!(counters.divergences, 0);
     counters.folds_ahead
 }
 

@@ -1,6 +1,9 @@
 //! The tool's arguments.
 
-use std::path::PathBuf;
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    path::PathBuf,
+};
 
 use clap::{
     Args, Parser, Subcommand, ValueEnum,
@@ -25,15 +28,21 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 #[non_exhaustive]
 pub enum Command {
+    /// Take a store forward over a chain from the blocks' access lists alone: nothing is executed.
+    Advance(AdvanceArgs),
     /// Measure folds and loads.
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Make a chain with real signed transactions, import it, and show what folding beside the execution hides.
     Demo(DemoArgs),
+    /// Compute the block of a divergence's report twice again, and show where the computations part.
+    Divergence(DivergenceArgs),
     /// Run blockchain tests (EEST, ethereum/tests) through the pipeline.
     Fixtures(FixturesArgs),
     /// Replay a chain of RLP blocks on its genesis, every state root checked.
     Replay(ReplayArgs),
+    /// Run every test, witness and chain below some folders, and generated blocks, with the shadow on.
+    Validate(ValidateArgs),
     /// Verify blocks of public chains on their execution witnesses alone.
     Witness(WitnessArgs),
 }
@@ -46,6 +55,15 @@ pub enum ModeArg {
     Bal,
     /// From its executed writes, after its execution.
     Incremental,
+    /// From both, which must agree: from its access list, while the block executes, and from its executed writes beside.
+    Shadow,
+}
+
+impl ModeArg {
+    /// Whether blocks need an access list.
+    pub const fn takes_lists(self) -> bool {
+        !matches!(self, Self::Incremental)
+    }
 }
 
 /// What "Amsterdam" means to the EVM.
@@ -175,6 +193,38 @@ pub struct BenchPipelineArgs {
     pub json: bool,
 }
 
+/// `foldgate advance`.
+#[derive(Debug, Clone, Args)]
+pub struct AdvanceArgs {
+    /// The genesis, as go-ethereum writes it (JSON).
+    #[arg(long, value_name = "FILE")]
+    pub genesis: PathBuf,
+    /// The chain: RLP blocks one after another, none older than Cancun. Of them only the headers count.
+    #[arg(long, value_name = "FILE")]
+    pub chain: PathBuf,
+    /// A folder of access lists, `<block hash>.rlp` or `<block number>.rlp`; none may be missing.
+    #[arg(long, value_name = "DIR")]
+    pub bals: PathBuf,
+    /// The store's folder, made where it is not there; an advance goes on from the store's tip. Without it, a temporary one.
+    #[arg(long, value_name = "DIR")]
+    pub db: Option<PathBuf>,
+    /// The store.
+    #[arg(long, value_enum, default_value_t = BackendKind::Redb)]
+    pub backend: BackendKind,
+    /// Check the root and make the state durable after so many blocks. Without it, after the last one.
+    #[arg(long, value_name = "N")]
+    pub checkpoint_every: Option<NonZeroU64>,
+    /// The most blocks that are folded together.
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub merged_blocks: NonZeroUsize,
+    /// The rules of the fork "Amsterdam".
+    #[arg(long, value_enum, default_value_t)]
+    pub amsterdam_rules: RulesArg,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `foldgate demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
@@ -193,6 +243,17 @@ pub struct DemoArgs {
     /// When roots are computed.
     #[arg(long, value_enum, default_value_t)]
     pub mode: ModeArg,
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `foldgate divergence`.
+#[derive(Debug, Clone, Args)]
+pub struct DivergenceArgs {
+    /// The report (.json), as a pipeline with a shadow wrote it.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
     /// Print one line of JSON.
     #[arg(long)]
     pub json: bool,
@@ -252,6 +313,33 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "FILE")]
     pub head_state: Option<PathBuf>,
     /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `foldgate validate`.
+#[derive(Debug, Clone, Args)]
+pub struct ValidateArgs {
+    /// Folders of tests, execution witnesses and chains.
+    #[arg(long, value_name = "DIR", num_args = 1..)]
+    pub fixtures: Vec<PathBuf>,
+    /// How many blocks to generate, on chains with forks of which others win.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub generated: u64,
+    /// The first seed of the generated chains.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// The store; each test, chain and generated chain has a fresh one.
+    #[arg(long, value_enum, default_value_t = BackendKind::Memory)]
+    pub backend: BackendKind,
+    /// Tests with this text in their path take the rules of Osaka, and access lists, for "Amsterdam".
+    #[arg(long, value_name = "TEXT", default_values_t = ["osaka-gas".to_owned(), "bal-amsterdam/examples".to_owned()])]
+    pub osaka_rules: Vec<String>,
+    /// Tests with this text in their path are not executed, since no EVM here has their rules: their lists alone are
+    /// folded.
+    #[arg(long, value_name = "TEXT", default_values_t = ["bal-devnet-4".to_owned()])]
+    pub no_execute: Vec<String>,
+    /// Print the line of JSON alone.
     #[arg(long)]
     pub json: bool,
 }

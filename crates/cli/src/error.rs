@@ -13,6 +13,9 @@ pub enum CliError {
     /// The store could not be had.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// An advance stopped.
+    #[error(transparent)]
+    Advance(#[from] crate::advance::AdvanceError),
     /// A benchmark stopped.
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -22,6 +25,23 @@ pub enum CliError {
     /// The demonstration stopped.
     #[error(transparent)]
     Demo(Box<DemoError>),
+    /// A divergence's report could not be read.
+    #[error(transparent)]
+    Divergence(#[from] foldgate_pipeline::ReportError),
+    /// An environment variable is set to what it cannot be.
+    #[error(transparent)]
+    Config(#[from] foldgate_pipeline::ConfigError),
+    /// Generated blocks could not be run.
+    #[error(transparent)]
+    Generated(#[from] crate::validate::GeneratedError),
+    /// A folder of test data could not be searched.
+    #[error("searching {}", path.display())]
+    Search {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A replay stopped.
     #[error(transparent)]
     Replay(Box<ReplayError>),

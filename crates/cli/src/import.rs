@@ -28,12 +28,16 @@ use crossbeam_channel::{Receiver, unbounded};
 use foldgate_core::{BlockNumHash, StateAnchor, TrieStore};
 use foldgate_evm::{Block, ChainSpec, drive, request};
 use foldgate_pipeline::{
-    BeginError, Begun, BlockError, BlockHandle, Failure, InvalidReason, Mode, Pipeline, PipelineConfig, Verdict,
+    BeginError, Begun, BlockError, BlockHandle, ConfigError, Failure, InvalidReason, Mode, Pipeline, Verdict,
     VerdictTicket,
 };
 use serde::{Serialize, Serializer};
 
-use crate::reasons::Reasons;
+use crate::{
+    args::ModeArg,
+    reasons::Reasons,
+    shadow::{self, ShadowFigures},
+};
 
 /// How many blocks are begun ahead of the one that executes: their lists are decoded and their records read ahead.
 const LOOKAHEAD: usize = 2;
@@ -80,6 +84,9 @@ pub struct Summary {
     pub folded_incremental: u64,
     /// What was left out, by reason: folds ahead of execution, and checks of receipts roots.
     pub skips: BTreeMap<&'static str, u64>,
+    /// What the shadow did, where it was on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ShadowFigures>,
     /// Time in execution, in milliseconds.
     #[serde(serialize_with = "rounded")]
     pub exec_ms: f64,
@@ -101,6 +108,9 @@ impl Summary {
         let skips = Reasons(&self.skips);
         writeln!(out, "blocks  {blocks}: {roots_ok} roots right")?;
         writeln!(out, "folds   {folded_ahead} ahead, {folded_incremental} incremental{skips}")?;
+        if let Some(ShadowFigures { compared, skipped, divergences }) = &self.shadow {
+            writeln!(out, "shadow  {compared} compared: {divergences} divergences; {skipped} with one source only")?;
+        }
         let hidden = 100.0 * self.hidden();
         writeln!(
             out,
@@ -170,6 +180,9 @@ pub enum ImportError {
     /// What was judged valid could not be made durable.
     #[error("making blocks durable")]
     Flush(#[source] Failure),
+    /// An environment variable is set to what it cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A pipeline could not be opened.
     #[error("opening the pipeline")]
     Open(#[source] Box<dyn Error + Send + Sync>),
@@ -202,16 +215,17 @@ impl<'a, S: TrieStore> Importer<'a, S> {
     /// Opens a pipeline on the store, which stands at `parent`.
     ///
     /// # Errors
-    /// [`ImportError::Open`].
+    /// [`ImportError::Open`], or [`ImportError::Config`].
     pub fn open(
         spec: &'a ChainSpec,
         store: Arc<S>,
         parent: Sealed<Header>,
-        bal_driven: bool,
+        mode: ModeArg,
     ) -> Result<Self, ImportError> {
-        let config = PipelineConfig::default().with_bal_driven(bal_driven);
+        let config = shadow::config(mode)?;
         let pipeline = Pipeline::open(store, config).map_err(|error| ImportError::Open(Box::new(error)))?;
-        Ok(Self { spec, pipeline, parent, summary: Summary::default() })
+        let shadow = (mode == ModeArg::Shadow).then(ShadowFigures::default);
+        Ok(Self { spec, pipeline, parent, summary: Summary { shadow, ..Summary::default() } })
     }
 
     /// Goes on with a pipeline that stands at `parent`.
@@ -257,6 +271,9 @@ impl<'a, S: TrieStore> Importer<'a, S> {
             drop(executed);
             (fed, collector.join())
         });
+        if let Some(shadow) = &mut summary.shadow {
+            *shadow = ShadowFigures::of(&self.pipeline.counters());
+        }
         self.summary = summary;
         match collected {
             Ok(collected) => collected.and(fed),

@@ -32,6 +32,18 @@ impl Progress {
         Self(bar)
     }
 
+    /// Counts blocks, of which the number is not known.
+    pub(crate) fn unknown_blocks(quiet: bool) -> Self {
+        let bar = Self::bar(None, quiet);
+        bar.set_style(style("{spinner} {pos} blocks, {elapsed}, {per_sec}"));
+        Self(bar)
+    }
+
+    /// So many blocks were done.
+    pub(crate) fn step_blocks(&self, blocks: u64) {
+        self.0.inc(blocks);
+    }
+
     /// A block was judged, or measured.
     pub(crate) fn step_block(&self) {
         self.0.inc(1);

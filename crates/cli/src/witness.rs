@@ -16,10 +16,12 @@ use std::{
 };
 
 use alloy_consensus::Header;
+use alloy_hardforks::EthereumHardforks;
 use alloy_primitives::{B256, Sealed};
 use foldgate_bal::{Bal, BalError, BalLimits, BalMismatch};
 use foldgate_core::{
-    AccountDelta, BlockNumHash, EmptyAccounts, FoldError, FoldOptions, HashedPostState, KeyHasher, StateAnchor, fold,
+    AccountDelta, BlockNumHash, EmptyAccounts, FoldError, FoldOptions, FoldOutcome, HashedPostState, KeyHasher,
+    StateAnchor, fold,
     hashed::Cleared,
     keys::{hash_address, hash_slot},
     resolve,
@@ -29,6 +31,7 @@ use foldgate_evm::{
     Block, BlockDecodeError, BlockInvalid, ChainSpec, ExecutedBlock, ExecutionError, SenderError, process_block,
     recover_senders, validate_body_roots,
 };
+use foldgate_pipeline::{Computed, Difference, first_difference};
 use foldgate_testing::{
     ReadError,
     witness::{WitnessBlock, WitnessDiff, read_witness},
@@ -125,6 +128,14 @@ pub enum WitnessFault {
         /// Why.
         source: Box<FoldError<WitnessError>>,
     },
+    /// The access list and the executed writes lead to different states.
+    #[error("block {block} diverges: {difference}")]
+    Divergence {
+        /// The block.
+        block: BlockNumHash,
+        /// The first difference.
+        difference: Box<Difference>,
+    },
     /// The state root is not the header's.
     #[error("block {block}: stateRoot: computed {got} from {by}, the header says {expected}")]
     StateRoot {
@@ -173,6 +184,8 @@ pub struct Verified {
     pub source: Source,
     /// Why the block was not executed, where it was not.
     pub not_executed: Option<WitnessError>,
+    /// Whether its two sources were held to each other.
+    pub compared: bool,
 }
 
 /// What `foldgate witness --json` prints.
@@ -200,7 +213,7 @@ pub(crate) fn command(args: &WitnessArgs, out: &mut dyn Write, notes: &mut dyn W
         match outcome {
             Ok(verified) => {
                 let to: &mut dyn Write = if args.json { notes } else { out };
-                let Verified { block, computed_state_root, source, not_executed } = verified;
+                let Verified { block, computed_state_root, source, not_executed, .. } = verified;
                 write!(to, "{}: block {block}: state root {computed_state_root} from {source}", path.display())?;
                 match not_executed {
                     Some(why) => writeln!(to, ": {why}")?,
@@ -243,6 +256,19 @@ pub fn verify_file(path: &Path) -> Result<Verified, WitnessFault> {
 /// # Errors
 /// See [`WitnessFault`].
 pub fn verify(given: &WitnessBlock) -> Result<Verified, WitnessFault> {
+    verify_with(given, false)
+}
+
+/// Verifies a block on its witness from both its sources, which must agree: from its access list, or else the one that
+/// execution gives, and from what execution wrote. Where it cannot be executed, there is one source only.
+///
+/// # Errors
+/// See [`WitnessFault`].
+pub fn verify_twice(given: &WitnessBlock) -> Result<Verified, WitnessFault> {
+    verify_with(given, true)
+}
+
+fn verify_with(given: &WitnessBlock, shadow: bool) -> Result<Verified, WitnessFault> {
     let spec = match given.chain_id {
         1 => ChainSpec::mainnet(),
         560_048 => ChainSpec::hoodi(),
@@ -263,26 +289,51 @@ pub fn verify(given: &WitnessBlock) -> Result<Verified, WitnessFault> {
     let mut hasher = KeyHasher::default();
     let mut sink = |_, writes| written.apply_writes(&writes, &mut hasher);
     let executed = process_block(&spec, parent, &block, &senders, witness.clone(), &mut sink, &|| false);
+    let mut compared = false;
     let (state, source, not_executed) = match (executed, &given.state_diffs) {
-        (Ok(executed), _) => match list(given, &block)? {
-            Some(list) => {
-                confirm(&list, &executed, name)?;
-                (Arc::clone(list.post_state()), Source::List, None)
+        (Ok(executed), _) => {
+            let list = list(given, &block)?;
+            if let Some(list) = &list {
+                confirm(list, &executed, name)?;
             }
-            None => (Arc::new(written), Source::Writes, None),
-        },
+            let derived = || {
+                let limits = BalLimits::from(&block.facts());
+                Bal::decode_checked(executed.rebuilt_bal_rlp.clone(), None, &limits)
+                    .map_err(|source| WitnessFault::List { block: name, source })
+            };
+            let both = match &list {
+                _ if !shadow || !spec.is_cancun_active_at_timestamp(block.header.timestamp) => None,
+                Some(list) => Some(Arc::clone(list.post_state())),
+                None => Some(Arc::clone(derived()?.post_state())),
+            };
+            if let Some(listed) = &both {
+                let computed = |state| folded(state, &witness, name).map(|outcome| Computed::from(&outcome));
+                if let Some(difference) = first_difference(&computed(listed)?, &computed(&written)?) {
+                    return Err(WitnessFault::Divergence { block: name, difference: Box::new(difference) });
+                }
+            }
+            compared = both.is_some();
+            match list {
+                Some(list) => (Arc::clone(list.post_state()), Source::List, None),
+                None => (Arc::new(written), Source::Writes, None),
+            }
+        }
         (Err(ExecutionError::Invalid(reason)), _) => return Err(invalid(reason)),
         (Err(ExecutionError::Storage(why)), Some(diffs)) => (Arc::new(stated(diffs)), Source::StateDiffs, Some(why)),
         (Err(error), _) => return Err(WitnessFault::Execution { block: name, source: Box::new(error) }),
     };
-    let changes = resolve(&state, &witness).map_err(|source| WitnessFault::Resolve { block: name, source })?;
-    let outcome = fold(&witness, changes, &FoldOptions::default())
-        .map_err(|error| WitnessFault::Fold { block: name, source: Box::new(error) })?;
+    let outcome = folded(&state, &witness, name)?;
     let (got, expected) = (outcome.computed_state_root, block.header.state_root);
     if got != expected {
         return Err(WitnessFault::StateRoot { block: name, by: source, got, expected });
     }
-    Ok(Verified { block: name, computed_state_root: got, source, not_executed })
+    Ok(Verified { block: name, computed_state_root: got, source, not_executed, compared })
+}
+
+fn folded(state: &HashedPostState, witness: &Witness, block: BlockNumHash) -> Result<FoldOutcome, WitnessFault> {
+    let changes = resolve(state, witness).map_err(|source| WitnessFault::Resolve { block, source })?;
+    fold(witness, changes, &FoldOptions::default())
+        .map_err(|error| WitnessFault::Fold { block, source: Box::new(error) })
 }
 
 /// The ancestors' headers, oldest first, each standing on the one before, the block on the last.

@@ -8,6 +8,7 @@
 use alloy_primitives::{B256, KECCAK256_EMPTY, U256};
 use alloy_rlp::{BufMut, Decodable, Encodable, RlpDecodable, RlpEncodable};
 use alloy_trie::EMPTY_ROOT_HASH;
+use serde::{Deserialize, Serialize};
 
 /// What an executor may know of an account: everything but the storage root, which is computed only when the block's
 /// fold ends, while the next block's execution may already have begun.
@@ -37,7 +38,7 @@ impl AccountInfo {
 /// An account as the account trie holds it (yellow paper, 4.1: nonce, balance, storageRoot, codeHash).
 ///
 /// Its RLP encoding is the value of the account's leaf.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, RlpEncodable, RlpDecodable)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, RlpEncodable, RlpDecodable, Serialize, Deserialize)]
 pub struct Account {
     /// The number of transactions sent, or of contracts created by it.
     pub nonce: u64,

@@ -9,6 +9,7 @@ use core::fmt;
 
 pub use alloy_eip7928::BlockAccessIndex;
 use alloy_primitives::B256;
+use serde::{Deserialize, Serialize};
 
 /// The height of a block; the genesis is 0.
 pub type BlockNumber = u64;
@@ -17,7 +18,7 @@ pub type BlockNumber = u64;
 pub type BlockHash = B256;
 
 /// The name of a block: its height and its hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockNumHash {
     /// The height.
     pub number: BlockNumber,
@@ -39,7 +40,7 @@ impl fmt::Display for BlockNumHash {
 }
 
 /// A block together with the root of the state after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StateAnchor {
     /// The block.
     pub block: BlockNumHash,
@@ -57,7 +58,7 @@ impl fmt::Display for StateAnchor {
 ///
 /// `state_root` and `bal_hash` are optional because an access list may be announced before its header, and because
 /// headers older than EIP-7928 commit to no list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockFacts {
     /// The name of the block.
     pub block: BlockNumHash,

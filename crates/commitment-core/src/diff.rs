@@ -10,6 +10,7 @@
 
 use alloy_primitives::{B256, Bytes, U256};
 use alloy_rlp::{Decodable, Encodable, RlpDecodable, RlpEncodable};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     account::{Account, AccountInfo},
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// A changed slot. Zero means that the trie holds no leaf.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotChange {
     /// keccak256 of the slot.
     pub hashed_slot: B256,
@@ -50,7 +51,7 @@ pub struct LeafChanges {
 }
 
 /// A changed account with its storage roots before and after: the fold's output.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountChange {
     /// keccak256 of the address.
     pub hashed_address: B256,
@@ -63,7 +64,7 @@ pub struct AccountChange {
 }
 
 /// The difference between a block's state and its parent's.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateDiff {
     /// The changed accounts.
     pub accounts: Vec<AccountChange>,

@@ -12,11 +12,12 @@ use alloy_primitives::{
     B256, Bytes, KECCAK256_EMPTY, U256,
     map::{B256Map, hash_map::Entry},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{account::AccountInfo, keys::KeyHasher, writes::StateWrites};
 
 /// What becomes of an account whose final fields are all empty (nonce 0, balance 0, no code).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum EmptyAccounts {
     /// It stays unless it was deleted explicitly: executed writes say themselves what is deleted, and chains older than
     /// EIP-158 keep empty accounts.
@@ -27,7 +28,7 @@ pub enum EmptyAccounts {
 }
 
 /// How much of the parent's account survives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Cleared {
     /// Everything that the delta does not name.
     #[default]
@@ -39,7 +40,7 @@ pub enum Cleared {
 }
 
 /// What changed of one account, relative to the parent's state.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AccountDelta {
     /// What of the parent's account is gone.
     pub cleared: Cleared,
@@ -110,7 +111,7 @@ impl AccountDelta {
 }
 
 /// The changes of a block, or of several in order, in hashed keys.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HashedPostState {
     /// What becomes of accounts whose final fields are empty.
     pub empty_accounts: EmptyAccounts,

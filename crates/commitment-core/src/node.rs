@@ -11,6 +11,7 @@ use core::fmt;
 
 use alloy_primitives::{B256, Bytes};
 use alloy_trie::Nibbles;
+use serde::{Deserialize, Serialize};
 
 /// Which trie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,7 +32,8 @@ impl fmt::Display for TrieId {
 }
 
 /// The name of a stored node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct NodeKey {
     /// The trie.
     pub trie: TrieId,
@@ -77,6 +79,44 @@ impl NodeKey {
     }
 }
 
+/// As text a key is the hashed address, or `accounts`, and the path after a colon, one hexadecimal digit for each nibble.
+impl From<NodeKey> for String {
+    fn from(key: NodeKey) -> Self {
+        let trie = match key.trie {
+            TrieId::Accounts => "accounts".to_owned(),
+            TrieId::Storage(hashed_address) => hashed_address.to_string(),
+        };
+        let digits = key.path.iter().filter_map(|nibble| char::from_digit(nibble.into(), 16));
+        format!("{trie}:{}", digits.collect::<Self>())
+    }
+}
+
+/// A text that names no node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{got:?} names no node of a trie")]
+pub struct MalformedNodeKey {
+    /// The text.
+    pub got: String,
+}
+
+impl TryFrom<String> for NodeKey {
+    type Error = MalformedNodeKey;
+
+    fn try_from(got: String) -> Result<Self, MalformedNodeKey> {
+        let parse = |text: &str| {
+            let (trie, digits) = text.split_once(':')?;
+            let trie = match trie {
+                "accounts" => TrieId::Accounts,
+                hashed_address => TrieId::Storage(hashed_address.parse().ok()?),
+            };
+            let nibble = |digit: char| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+            let nibbles = digits.chars().map(nibble).collect::<Option<Vec<_>>>()?;
+            (nibbles.len() <= 64).then(|| Self::new(trie, Nibbles::from_nibbles(&nibbles)))
+        };
+        parse(&got).ok_or(MalformedNodeKey { got })
+    }
+}
+
 /// The first key of the 32-byte key space that lies below `prefix`: the prefix padded with zero nibbles.
 pub fn first_key_below(prefix: &Nibbles) -> B256 {
     let mut key = B256::ZERO;
@@ -94,7 +134,7 @@ pub fn key_is_below(key: &B256, prefix: &Nibbles) -> bool {
 /// The nodes that a fold wrote or removed.
 ///
 /// Invariant: strictly sorted by key.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrieUpdates {
     /// The node's new row, or `None` if there is no such node any more.
     pub nodes: Vec<(NodeKey, Option<Bytes>)>,
@@ -111,6 +151,20 @@ impl TrieUpdates {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_read_back_from_its_text() {
+        for trie in [TrieId::Accounts, TrieId::Storage(B256::repeat_byte(0xab))] {
+            for path in [&[][..], &[8, 0xa, 3], &[15; 64]] {
+                let key = NodeKey::new(trie, Nibbles::from_nibbles(path));
+                assert_eq!(NodeKey::try_from(String::from(key)), Ok(key));
+            }
+        }
+        let too_long = format!("accounts:{}", "0".repeat(65));
+        for bad in ["", "accounts", "accounts:g", "0x12:3", "accounts:8é", too_long.as_str()] {
+            assert_eq!(NodeKey::try_from(bad.to_owned()), Err(MalformedNodeKey { got: bad.to_owned() }));
+        }
+    }
 
     #[test]
     fn a_key_names_its_trie_and_its_path() {

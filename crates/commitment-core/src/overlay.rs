@@ -192,6 +192,11 @@ impl<R: TrieReader> Overlay<R> {
         &self.base
     }
 
+    /// The layers, oldest first.
+    pub fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
     fn newest_first(&self) -> impl Iterator<Item = &Layer> {
         self.layers.iter().rev().map(Arc::as_ref)
     }

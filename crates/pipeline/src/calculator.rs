@@ -9,7 +9,8 @@
 //!
 //! Every event touches a block; `Calculator::step` (in `steps.rs`) then does whatever has become possible for it, and touches its
 //! children when they may profit. A step is a function of the block's stages and its parent's, so the order in which
-//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`. Requests are taken first, because a result may overtake its request's successors.
+//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in
+//! `canonical.rs`, how the shadow goes along in `shadowing.rs`. Requests are taken first, because a result may overtake its request's successors.
 //!
 //! Invariants:
 //! 1. A block is judged valid only with its execution ended and confirmed, its root equal to the header's, and its
@@ -19,6 +20,7 @@
 
 mod canonical;
 mod ends;
+mod shadowing;
 mod steps;
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
@@ -26,7 +28,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use alloy_primitives::Bytes;
 use crossbeam_channel::{Receiver, Sender, select_biased};
 use foldgate_core::{
-    BlockHash, BlockNumHash, Cached, Layer, StateAnchor, TrieReader, TrieStore, Version, trie::FoldError,
+    BlockHash, BlockNumHash, Cached, Layer, PageCache, StateAnchor, TrieReader, TrieStore, Version, trie::FoldError,
 };
 
 use crate::{
@@ -35,6 +37,7 @@ use crate::{
     halt::Halt,
     handle::{Execution, ExecutionEnd, Shared},
     jobs::{self, Folded, JobMessage, Prepared},
+    observe::Work,
     permits::Permit,
     pipeline::{Admission, BeginError, CanonicalError},
     request::{BalInput, BlockRequest},
@@ -57,6 +60,11 @@ pub(crate) enum Control {
     SetCanonical {
         head: BlockHash,
         reply: Sender<Result<(), CanonicalError>>,
+    },
+    /// A list of a block that came without one.
+    Bal {
+        block: BlockHash,
+        raw: Bytes,
     },
     /// Answers when everything queued is durable.
     Flush {
@@ -96,6 +104,8 @@ pub(crate) struct Calculator<S: TrieStore> {
     pub(crate) config: PipelineConfig,
     pub(crate) counters: Arc<Counters>,
     pub(crate) pool: Arc<jobs::Pool>,
+    /// What shadows have read of the durable tip. Nothing else reads it.
+    pub(crate) shadow_cache: Arc<PageCache>,
     pub(crate) answers: Sender<JobMessage<S>>,
     pub(crate) commits: Sender<Arc<Layer>>,
     pub(crate) tree: Tree<S::Snapshot>,
@@ -151,7 +161,7 @@ impl<S: TrieStore> Calculator<S> {
         let facts = request.facts;
         let (block, parent) = (facts.block, facts.parent().ok_or(BeginError::Genesis)?);
         if let Some(verdict) = self.tree.verdict(&block.hash) {
-            Counters::add(&self.counters.redelivered);
+            self.counters.redelivered.add();
             return Ok(Admission::Known(verdict));
         }
         if self.tree.nodes.contains_key(&block.hash) {
@@ -163,8 +173,9 @@ impl<S: TrieStore> Calculator<S> {
             ParentStatus::BelowTip => return Err(BeginError::BelowTip { parent, tip: self.tree.tip() }),
             ParentStatus::Durable | ParentStatus::Committed | ParentStatus::InFlight | ParentStatus::Unknown => {}
         }
-        Counters::add(&self.counters.requests);
+        self.counters.requests.add();
         let plan = self.plan(request);
+        let shadow = self.shadow_stage(&plan);
         let base = self.tree.base.for_block();
         let bal = match plan.raw {
             None => BalStage::None,
@@ -185,6 +196,7 @@ impl<S: TrieStore> Calculator<S> {
             fold: FoldStage::Idle,
             gate_opened: false,
             compare: CompareStage::Idle,
+            shadow,
             generation: 0,
             early: None,
             arrival: Instant::now(),
@@ -219,16 +231,20 @@ impl<S: TrieStore> Calculator<S> {
         } else {
             return Plan { mode: Mode::BalDriven, raw, sourced };
         };
-        self.counters.skip(reason);
+        // A list may still be supplied: that one is counted when the block is folded without.
+        if reason != SkipReason::NoBal {
+            self.counters.skip(reason);
+        }
         // A payload's list that the header commits to can make the block invalid in every mode.
         let judged = !sourced && !request.before_cancun && request.facts.expected_bal_hash.is_some();
-        Plan { mode: Mode::Incremental(reason), raw: raw.filter(|_| judged), sourced }
+        let shadowed = self.config.shadow && reason == SkipReason::SwitchedOff;
+        Plan { mode: Mode::Incremental(reason), raw: raw.filter(|_| judged || shadowed), sourced }
     }
 
     /// Holds a block in flight until its unknown ancestor turns up. Where there are too many such blocks, the oldest one
     /// goes with all that stands on it; but a block that stands on others goes itself, rather than take them along.
     fn hold_orphan(&mut self, hash: BlockHash, parent: &ParentStatus) {
-        Counters::add(&self.counters.orphans);
+        self.counters.orphans.add();
         self.tree.orphans.push_back(hash);
         // Room for one block is left: the missing ancestor must be able to begin.
         let max = self.config.max_orphans.min(self.config.max_in_flight.get() - 1);
@@ -251,7 +267,7 @@ impl<S: TrieStore> Calculator<S> {
         tries: Option<Version>,
     ) {
         let (shared, answers, warm_up) = (Arc::clone(shared), self.answers.clone(), self.config.warm_up);
-        self.pool.spawn(&self.answers, &Arc::clone(&shared), move || {
+        self.pool.spawn(Work::Decode, &self.answers, &Arc::clone(&shared), move || {
             let begin = Instant::now();
             let attempt = shared.attempt;
             let prepared = jobs::prepare(raw, &shared.facts);
@@ -265,7 +281,14 @@ impl<S: TrieStore> Calculator<S> {
             let good = Arc::clone(good);
             let answered = answers.send(JobMessage::Prepared { attempt, prepared, took });
             if warm_up && answered.is_ok() {
-                jobs::warm_up(&good, &base, tries.as_ref(), || shared.gate.token().is_cancelled());
+                let begin = Instant::now();
+                Work::WarmUp.span(shared.facts.block).in_scope(|| {
+                    jobs::warm_up(&good, &base, tries.as_ref(), || shared.gate.token().is_cancelled());
+                });
+                let took = begin.elapsed();
+                // An attempt is warmed up once, too.
+                let _first = shared.warm_up.set(took);
+                Work::WarmUp.took(took);
             }
             None
         });
@@ -275,7 +298,7 @@ impl<S: TrieStore> Calculator<S> {
         let block = message.facts.block;
         if self.tree.attempts.get(&message.attempt) != Some(&block.hash) {
             if !matches!(message.end, ExecutionEnd::Dropped) {
-                Counters::add(&self.counters.late_messages);
+                self.counters.late_messages.add();
             }
             return;
         }
@@ -307,6 +330,8 @@ impl<S: TrieStore> Calculator<S> {
             JobMessage::Prepared { attempt, .. }
             | JobMessage::Folded { attempt, .. }
             | JobMessage::Compared { attempt, .. }
+            | JobMessage::Shadowed { attempt, .. }
+            | JobMessage::HeldToShadow { attempt, .. }
             | JobMessage::Panicked { attempt, .. } => *attempt,
             JobMessage::Committed { .. } => {
                 if let JobMessage::Committed { layers, result } = answer {
@@ -317,7 +342,7 @@ impl<S: TrieStore> Calculator<S> {
         };
         let entry = self.tree.attempts.get(&attempt).copied().and_then(|hash| self.tree.take(&hash));
         let Some(mut entry) = entry else {
-            Counters::add(&self.counters.late_messages);
+            self.counters.late_messages.add();
             return;
         };
         let hash = entry.block().hash;
@@ -348,6 +373,8 @@ impl<S: TrieStore> Calculator<S> {
                 }
                 Err(error) => Progress::Failed(Failure::Read(Arc::new(error))),
             },
+            JobMessage::Shadowed { shadowed, .. } => self.on_shadowed(&mut entry, shadowed),
+            JobMessage::HeldToShadow { compared, .. } => self.on_held_to_shadow(&mut entry, compared),
             JobMessage::Panicked { message, .. } => Progress::Failed(Failure::Panicked(message)),
             // The answer of a job whose list was dropped meanwhile.
             _ => Progress::Pending,
@@ -374,9 +401,31 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
+    /// A list that comes by itself: good as long as the block executes.
+    fn on_bal(&mut self, block: &BlockHash, raw: Bytes) {
+        let waiting = |entry: &Entry<S::Snapshot>| entry.mode == Mode::Incremental(SkipReason::NoBal);
+        let Some(mut entry) = self.tree.take(block) else { return self.counters.bals_late.add() };
+        match &entry.execution {
+            ExecutionStage::Running if waiting(&entry) => {
+                let plan = Plan { mode: Mode::BalDriven, raw: Some(raw.clone()), sourced: true };
+                (entry.mode, entry.sourced, entry.bal) = (plan.mode, plan.sourced, BalStage::Preparing);
+                entry.shadow = self.shadow_stage(&plan);
+                self.prepare(&entry.shared, raw, entry.base.clone(), self.tree.nearest_tries(entry.parent));
+            }
+            ExecutionStage::Finished { .. } if waiting(&entry) && matches!(entry.fold, FoldStage::Idle) => {
+                self.counters.bals_late.add();
+                entry.mode = Mode::Incremental(SkipReason::Late);
+            }
+            _ => self.counters.bals_late.add(),
+        }
+        self.tree.nodes.insert(*block, Node::InFlight(entry));
+        self.touched.push_back(*block);
+    }
+
     fn on_control(&mut self, control: Control) {
         match control {
             Control::SetCanonical { head, reply } => self.set_canonical(head, reply),
+            Control::Bal { block, raw } => self.on_bal(&block, raw),
             Control::Flush { reply } => {
                 self.flush_waiters.push(reply);
                 self.answer_waiters();

@@ -1,9 +1,15 @@
 //! The pipeline's settings: explicit ones beat the environment, unparsable ones are errors.
 
-use std::{env, num::NonZeroUsize, thread};
+use std::{env, num::NonZeroUsize, path::PathBuf, thread};
 
 /// The environment variable that turns the BAL-driven mode on and off.
 pub const BAL_DRIVEN_VARIABLE: &str = "BAL_DRIVEN_COMMITMENT";
+
+/// The environment variable that turns the shadow computation on and off.
+pub const BAL_SHADOW_VARIABLE: &str = "BAL_SHADOW_COMPUTE";
+
+/// The environment variable that names the folder for reports of divergences.
+pub const DIVERGENCE_DIRECTORY_VARIABLE: &str = "FOLDGATE_DIVERGENCE_DIR";
 
 /// The environment variable that sets the budget of the page cache, in bytes.
 pub const PAGE_CACHE_BYTES_VARIABLE: &str = "FOLDGATE_PAGE_CACHE_BYTES";
@@ -32,9 +38,16 @@ pub enum OnEarlyMismatch {
 /// The pipeline's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineConfig {
-    /// Whether blocks with an access list are folded from it, ahead of their execution. Off: every block is folded
-    /// from its executed writes after execution.
+    /// Whether blocks with an access list are folded from it, ahead of their execution: the default. Off: every block is
+    /// folded from its executed writes after execution.
     pub bal_driven: bool,
+    /// Whether each block is computed from its other source, too: from the executed writes where its access list decides,
+    /// from the list where it does not. The verdict waits for both. Where they diverge, that is counted and reported, and
+    /// fails the block if its list was to decide. A header's root that the list does not lead to is not held against the
+    /// block before the executed writes lead to the same.
+    pub shadow: bool,
+    /// Where a divergence is written down, one file each ([`crate::DivergenceReport`]); without a folder, nowhere.
+    pub divergence_directory: Option<PathBuf>,
     /// Which blocks are made durable.
     pub canonical: Canonical,
     /// What a wrong early root leads to.
@@ -60,7 +73,9 @@ pub struct PipelineConfig {
 impl Default for PipelineConfig {
     fn default() -> Self {
         Self {
-            bal_driven: false,
+            bal_driven: true,
+            shadow: false,
+            divergence_directory: None,
             canonical: Canonical::Auto,
             on_early_mismatch: OnEarlyMismatch::Fail,
             warm_up: true,
@@ -96,6 +111,12 @@ impl PipelineConfig {
         if let Some(on) = switch(BAL_DRIVEN_VARIABLE, env::var_os(BAL_DRIVEN_VARIABLE))? {
             config.bal_driven = on;
         }
+        if let Some(on) = switch(BAL_SHADOW_VARIABLE, env::var_os(BAL_SHADOW_VARIABLE))? {
+            config.shadow = on;
+        }
+        if let Some(folder) = folder(DIVERGENCE_DIRECTORY_VARIABLE, env::var_os(DIVERGENCE_DIRECTORY_VARIABLE))? {
+            config.divergence_directory = Some(folder);
+        }
         if let Some(bytes) = number(PAGE_CACHE_BYTES_VARIABLE, env::var_os(PAGE_CACHE_BYTES_VARIABLE))? {
             config.page_cache_bytes = bytes;
         }
@@ -106,6 +127,20 @@ impl PipelineConfig {
     #[must_use]
     pub const fn with_bal_driven(mut self, on: bool) -> Self {
         self.bal_driven = on;
+        self
+    }
+
+    /// Turns the shadow computation on or off explicitly.
+    #[must_use]
+    pub const fn with_shadow(mut self, on: bool) -> Self {
+        self.shadow = on;
+        self
+    }
+
+    /// Sets the folder for reports of divergences explicitly.
+    #[must_use]
+    pub fn with_divergence_directory(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.divergence_directory = Some(folder.into());
         self
     }
 
@@ -126,6 +161,15 @@ fn switch(variable: &'static str, value: Option<std::ffi::OsString>) -> Result<O
             let expected = "one of 1, 0, true, false, on, off";
             Err(ConfigError { variable, got: value.to_string_lossy().into_owned(), expected })
         }
+    }
+}
+
+fn folder(variable: &'static str, value: Option<std::ffi::OsString>) -> Result<Option<PathBuf>, ConfigError> {
+    match value {
+        Some(value) if value.is_empty() => {
+            Err(ConfigError { variable, got: String::new(), expected: "the name of a folder" })
+        }
+        value => Ok(value.map(PathBuf::from)),
     }
 }
 
@@ -159,6 +203,14 @@ mod tests {
             assert_eq!(error.got, bad);
             assert!(error.to_string().contains(BAL_DRIVEN_VARIABLE));
         }
+    }
+
+    #[test]
+    fn folders_have_a_name() {
+        let parse = |value: Option<&str>| folder(DIVERGENCE_DIRECTORY_VARIABLE, value.map(Into::into));
+        assert_eq!(parse(None), Ok(None));
+        assert_eq!(parse(Some("there")), Ok(Some(PathBuf::from("there"))));
+        assert!(parse(Some("")).unwrap_err().to_string().contains(DIVERGENCE_DIRECTORY_VARIABLE));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the pipeline did, counted: a gate that silently never opens breaks nothing and costs everything, so tests
 //! assert on these.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::observe::{self, Counter};
 
 /// Why a block was not folded ahead from an access list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum SkipReason {
     /// The BAL-driven mode is switched off.
     SwitchedOff,
-    /// The block came without a list.
+    /// The block came without a list, and none was supplied.
     NoBal,
+    /// A list was supplied when execution had ended already.
+    Late,
     /// The block is older than Cancun: SELFDESTRUCT may delete storage that no list names.
     BeforeCancun,
     /// A list from a source, or one that the header does not commit to, had the wrong hash or a bad structure.
@@ -23,9 +25,10 @@ pub enum SkipReason {
 
 impl SkipReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::SwitchedOff,
         Self::NoBal,
+        Self::Late,
         Self::BeforeCancun,
         Self::BalRefused,
         Self::EarlyRootMismatch,
@@ -37,6 +40,7 @@ impl SkipReason {
         match self {
             Self::SwitchedOff => "switched_off",
             Self::NoBal => "no_bal",
+            Self::Late => "late",
             Self::BeforeCancun => "before_cancun",
             Self::BalRefused => "bal_refused",
             Self::EarlyRootMismatch => "early_root_mismatch",
@@ -47,12 +51,20 @@ impl SkipReason {
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// The running counters. Each is a statistic of its own: reads are relaxed, and two of them read one after the
-        /// other need not fit each other while the pipeline runs.
-        #[derive(Debug, Default)]
+        /// The running counters: two of them read one after the other need not fit each other while the pipeline runs.
+        #[derive(Debug)]
         pub(crate) struct Counters {
-            $(pub(crate) $name: AtomicU64,)*
-            skips: [AtomicU64; SkipReason::ALL.len()],
+            $(pub(crate) $name: Counter,)*
+            skips: [Counter; SkipReason::ALL.len()],
+        }
+
+        impl Default for Counters {
+            fn default() -> Self {
+                Self {
+                    $($name: Counter::new(concat!("foldgate_", stringify!($name))),)*
+                    skips: SkipReason::ALL.map(|_| Counter::unnamed()),
+                }
+            }
         }
 
         /// The counters at one moment.
@@ -66,10 +78,10 @@ macro_rules! counters {
         impl Counters {
             pub(crate) fn snapshot(&self) -> CounterSnapshot {
                 CounterSnapshot {
-                    $($name: self.$name.load(Ordering::Relaxed),)*
+                    $($name: self.$name.get(),)*
                     skips: SkipReason::ALL
                         .into_iter()
-                        .map(|reason| (reason, self.skips[reason as usize].load(Ordering::Relaxed)))
+                        .map(|reason| (reason, self.skips[reason as usize].get()))
                         .collect(),
                 }
             }
@@ -100,6 +112,8 @@ counters! {
     failed,
     /// Lists dropped, whose blocks went on incrementally.
     bals_dropped,
+    /// Lists supplied in vain: too late, or for a block that is unknown, has a list, or takes none.
+    bals_late,
     /// Blocks held because their parent, or one that it stands on, was unknown.
     orphans,
     /// Messages of executions or jobs whose block was gone already.
@@ -108,17 +122,20 @@ counters! {
     commits,
     /// Commits of the store: each makes one block durable, or several that have gathered.
     store_commits,
+    /// Blocks whose two computations were held to each other by the shadow, whatever came of it.
+    shadows,
+    /// Blocks that were to have a shadow and had none: there was no list that counted, or no recorded writes.
+    shadows_skipped,
+    /// Blocks whose two computations did not agree.
+    divergences,
     /// Requests of blocks that had a verdict already.
     redelivered,
 }
 
 impl Counters {
-    pub(crate) fn add(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(crate) fn skip(&self, reason: SkipReason) {
-        Self::add(&self.skips[reason as usize]);
+        self.skips[reason as usize].add();
+        observe::skipped(reason.name());
     }
 }
 

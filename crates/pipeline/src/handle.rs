@@ -9,6 +9,7 @@ use std::{
     error::Error,
     fmt,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender};
@@ -36,6 +37,8 @@ pub(crate) struct Shared<R: TrieReader> {
     pub(crate) read_failure: Arc<OnceLock<Arc<R::Error>>>,
     /// The block's list once it is prepared, also where it is dropped later: the hashes of its keys stay right.
     pub(crate) listed: Arc<OnceLock<Arc<Bal>>>,
+    /// How long the block's warm-up took, once it has ended.
+    pub(crate) warm_up: OnceLock<Duration>,
     /// Room for the one outcome.
     pub(crate) outcome: Sender<Outcome>,
 }

@@ -29,6 +29,8 @@ use parking_lot::Mutex;
 
 use crate::{
     handle::{AttemptId, Shared},
+    observe::{self, Work},
+    shadow::{Compared, Shadowed},
     verdict::Failure,
 };
 
@@ -72,6 +74,14 @@ pub(crate) enum JobMessage<S: TrieStore> {
         attempt: AttemptId,
         generation: u32,
         equal: Result<bool, S::Error>,
+    },
+    Shadowed {
+        attempt: AttemptId,
+        shadowed: Result<Shadowed, S::Error>,
+    },
+    HeldToShadow {
+        attempt: AttemptId,
+        compared: Compared,
     },
     Panicked {
         attempt: AttemptId,
@@ -156,6 +166,7 @@ impl Pool {
     /// Runs a job of a block; its answer, or its panic, goes to the calculator.
     pub(crate) fn spawn<S: TrieStore>(
         &self,
+        work: Work,
         answers: &Sender<JobMessage<S>>,
         shared: &Arc<Shared<S::Snapshot>>,
         job: impl FnOnce() -> Option<JobMessage<S>> + Send + 'static,
@@ -168,10 +179,12 @@ impl Pool {
                 return;
             }
             let attempt = shared.attempt;
-            let answer = match catch_unwind(AssertUnwindSafe(job)) {
+            let begin = Instant::now();
+            let answer = match work.span(shared.facts.block).in_scope(|| catch_unwind(AssertUnwindSafe(job))) {
                 Ok(answer) => answer,
                 Err(payload) => Some(JobMessage::Panicked { attempt, message: panic_message(payload.as_ref()) }),
             };
+            work.took(begin.elapsed());
             if let Some(answer) = answer {
                 // The calculator is gone only at shutdown, when nobody waits for the answer.
                 let _shut_down = answers.send(answer);
@@ -221,6 +234,7 @@ pub(crate) fn commit_loop<S: TrieStore>(
         // What was queued meanwhile goes along.
         let run: Vec<_> = std::iter::once(first).chain(layers.try_iter().take(MAX_MERGED - 1)).collect();
         let mut tip = run[0].anchor.block;
+        let begin = Instant::now();
         let commit = || -> Result<_, S::Error> {
             for batch in batches(&run) {
                 tip = batch.blocks.last().map_or(tip, |block| block.anchor.block);
@@ -236,6 +250,7 @@ pub(crate) fn commit_loop<S: TrieStore>(
             Err(payload) => Err(Failure::Panicked(panic_message(payload.as_ref()))),
         };
         let failed = result.is_err();
+        observe::committed(run.len(), tip, begin.elapsed());
         // The calculator is gone at shutdown; what was acknowledged is committed all the same.
         let _shut_down = answers.send(JobMessage::Committed { layers: run, result });
         if failed {

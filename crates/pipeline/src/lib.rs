@@ -16,6 +16,7 @@
 //!
 //! It works on any [`foldgate_core::TrieStore`] and knows no backend's name.
 
+mod advance;
 mod calculator;
 mod config;
 mod counters;
@@ -23,21 +24,29 @@ mod gate;
 mod halt;
 mod handle;
 mod jobs;
+mod observe;
 mod permits;
 mod pipeline;
 mod request;
+mod shadow;
 mod tree;
 mod verdict;
 mod view;
 
+pub use advance::{AdvanceBlock, AdvanceError, AdvanceOptions, Checkpoint, Checkpoints, advance};
 pub use config::{
-    BAL_DRIVEN_VARIABLE, Canonical, ConfigError, OnEarlyMismatch, PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,
+    BAL_DRIVEN_VARIABLE, BAL_SHADOW_VARIABLE, Canonical, ConfigError, DIVERGENCE_DIRECTORY_VARIABLE, OnEarlyMismatch,
+    PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,
 };
 pub use counters::{CounterSnapshot, SkipReason};
 pub use halt::{CancelToken, Halt};
 pub use handle::{BlockHandle, RecordError, VerdictTicket};
 pub use pipeline::{BeginError, Begun, CanonicalError, OpenError, Pipeline};
 pub use request::{BalInput, BlockRequest, BlockResult, RebuiltBal};
+pub use shadow::{
+    AccountField, Computed, Difference, Divergence, DivergenceReport, NotRecorded, Place, RecordedState, ReportError,
+    Reproduction, Source, Value, first_difference,
+};
 pub use verdict::{
     BlockError, BlockTimings, ConfirmedBy, Failure, InvalidBlock, InvalidReason, Mode, Outcome, ValidBlock, Verdict,
 };

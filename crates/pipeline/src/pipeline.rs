@@ -7,13 +7,14 @@
 use std::{
     fmt, io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
+use alloy_primitives::Bytes;
 use crossbeam_channel::{Sender, bounded, unbounded};
 use foldgate_core::{
     BlockHash, BlockNumHash, CacheStats, Cached, Forest, PageCache, StateAnchor, TrieReader, TrieStore,
@@ -176,7 +177,10 @@ impl<S: TrieStore> Pipeline<S> {
         let counters = Arc::new(Counters::default());
         let pool = Arc::new(Pool::new(config.threads).map_err(OpenError::Thread)?);
         let max_in_flight = config.max_in_flight;
+        let shadow_cache = Arc::new(PageCache::new(if config.shadow { config.page_cache_bytes } else { 0 }));
+        shadow_cache.reset(base.anchor().block);
         let calculator = Calculator::<S> {
+            shadow_cache,
             tree: Tree::new(base, config.max_remembered),
             config,
             counters: Arc::clone(&counters),
@@ -229,6 +233,7 @@ impl<S: TrieStore> Pipeline<S> {
             gate: Arc::new(StateGate::new(cancel)),
             read_failure: Arc::default(),
             listed: Arc::default(),
+            warm_up: OnceLock::new(),
             outcome,
         });
         let (reply, answer) = bounded(1);
@@ -238,6 +243,14 @@ impl<S: TrieStore> Pipeline<S> {
             Admission::Started => Ok(Begun::Started(BlockHandle::new(shared, self.results.clone(), ticket))),
             Admission::Known(verdict) => Ok(Begun::Known(verdict)),
         }
+    }
+
+    /// Gives a block in flight that came without a list its raw access list, which was found elsewhere meanwhile. It is
+    /// folded ahead from then on. A list that comes when the block's execution has ended is dropped, and counted
+    /// ([`CounterSnapshot::bals_late`]), as is one for a block that is not in flight, or that takes none.
+    pub fn supply_bal(&self, block: BlockHash, raw: Bytes) {
+        // The calculator is gone only after a panic: every other call says so.
+        let _gone = self.control.send(Control::Bal { block, raw });
     }
 
     /// Waits until [`Pipeline::begin`] would not be refused as busy, at most so long. Says whether it would not.

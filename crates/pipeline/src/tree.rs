@@ -25,6 +25,7 @@ use crate::{
     jobs::Folded,
     permits::Permit,
     request::BlockResult,
+    shadow::{Divergence, Shadowed},
     verdict::{BlockTimings, InvalidReason, Mode, ValidBlock, Verdict},
     view::{ExecutedLayer, StateView},
 };
@@ -65,6 +66,20 @@ pub(crate) enum CompareStage {
     Equal,
 }
 
+/// A block's shadow on its way.
+#[derive(Debug)]
+pub(crate) enum ShadowStage {
+    /// There is none.
+    Off,
+    /// Its source, or the parent's state, is not at hand.
+    Idle,
+    Running,
+    Done(Arc<Shadowed>),
+    Comparing,
+    Agrees,
+    Diverged(Arc<Divergence>),
+}
+
 /// A block between arrival and verdict.
 #[derive(Debug)]
 pub(crate) struct Entry<R: TrieReader> {
@@ -85,6 +100,7 @@ pub(crate) struct Entry<R: TrieReader> {
     /// Whether the fold gate was counted as open: it opens once, a fold may start twice.
     pub(crate) gate_opened: bool,
     pub(crate) compare: CompareStage,
+    pub(crate) shadow: ShadowStage,
     /// Raised when the list is dropped: answers of older jobs count no more.
     pub(crate) generation: u32,
     /// A wrong early root whose reason is still looked for.

@@ -8,7 +8,7 @@ use alloy_primitives::B256;
 use foldgate_bal::BalError;
 use foldgate_core::{BlockNumHash, Layer};
 
-use crate::{counters::SkipReason, halt::Halt};
+use crate::{counters::SkipReason, halt::Halt, shadow::Divergence};
 
 /// How a block's root was computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub enum ConfirmedBy {
 pub struct BlockTimings {
     /// Decoding and validating the access list and hashing its keys.
     pub decode: Duration,
+    /// Reading ahead, beside everything else; zero where it had not ended at the verdict.
+    pub warm_up: Duration,
     /// From the time when the leaves were at hand until the fold began: waiting for the parent, and for a thread.
     pub gate_wait: Duration,
     /// Reading the parent's leaves.
@@ -44,6 +46,8 @@ pub struct BlockTimings {
     pub fold: Duration,
     /// From the arrival of the request to the executor's result.
     pub execution: Duration,
+    /// From the executor's result to the verdict: what the block costs besides its execution.
+    pub confirm: Duration,
     /// From the arrival of the request to the verdict.
     pub verdict: Duration,
 }
@@ -168,6 +172,10 @@ pub enum Failure {
         /// The store's error.
         error: Arc<dyn Error + Send + Sync>,
     },
+    /// The access list and the executed writes of the block led to different states, though the one was confirmed by the
+    /// other: one of the computations is wrong.
+    #[error(transparent)]
+    Divergence(Arc<Divergence>),
     /// A worker panicked: a bug.
     #[error("a worker panicked: {0}")]
     Panicked(String),

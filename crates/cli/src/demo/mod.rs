@@ -33,7 +33,7 @@ use self::{
 };
 use crate::{
     CliError,
-    args::{DemoArgs, ModeArg},
+    args::DemoArgs,
     backend::{Backend, Home, OnBackend},
     chain_store::{ChainStoreError, Origin},
     import::{BlockReport, ImportError, Importer, Summary, hidden, milliseconds},
@@ -160,8 +160,7 @@ fn demo<S: TrieStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErr
     progress.finish();
     let script = Demonstration::default();
     let mut maker = Maker::new(script, WALLETS, origin.spec.clone(), workshop, origin.header.clone());
-    let bal_driven = args.mode == ModeArg::Bal;
-    let mut importer = Importer::open(&origin.spec, Arc::clone(store), origin.header.clone(), bal_driven)?;
+    let mut importer = Importer::open(&origin.spec, Arc::clone(store), origin.header.clone(), args.mode)?;
     let progress = Progress::blocks(args.blocks, args.json);
     let mut reports = Vec::new();
     let mut missing = args.blocks;

@@ -6,6 +6,7 @@ use alloy_primitives::B256;
 use foldgate_bal::BalError;
 use foldgate_core::BlockNumHash;
 use foldgate_evm::{BlockDecodeError, BlockInvalid, SenderError};
+use foldgate_pipeline::{BlockError, Failure};
 use foldgate_testing::ReadError;
 
 use crate::{chain_store::ChainStoreError, import::ImportError, state::StateMismatch};
@@ -151,4 +152,12 @@ pub enum Gap {
         /// The chain's last block.
         last: BlockNumHash,
     },
+}
+
+impl ReplayError {
+    /// Whether a block's two computations did not agree.
+    pub fn is_divergence(&self) -> bool {
+        let Self::Import { source: ImportError::Unjudged { source, .. }, .. } = self else { return false };
+        matches!(source, BlockError::Failed(Failure::Divergence(_)))
+    }
 }

@@ -29,7 +29,7 @@ use foldgate_testing::chains::{read_genesis, read_head_state};
 use self::scan::{Blocks, Lists, Placed, scan};
 use crate::{
     CliError,
-    args::{ModeArg, ReplayArgs},
+    args::ReplayArgs,
     backend::{Backend, Home, OnBackend},
     chain_store::{ChainStoreError, Origin},
     derive::{Executed, Execution},
@@ -117,15 +117,14 @@ fn replay<S: TrieStore>(args: &ReplayArgs, origin: &Origin, store: &Arc<S>) -> R
 
     let progress = Progress::blocks(scan.blocks, args.json);
     let imported = |source| ReplayError::Import { file: args.chain.clone(), source };
-    let bal_driven = args.mode == ModeArg::Bal;
-    let mut importer = Importer::open(&origin.spec, Arc::clone(store), scan.tip, bal_driven).map_err(imported)?;
+    let mut importer = Importer::open(&origin.spec, Arc::clone(store), scan.tip, args.mode).map_err(imported)?;
     let mut windows = Windows { spec: &origin.spec, blocks: Blocks::open(&args.chain)?, lists, above: from };
     loop {
         let Window { mut ready, places, fault } = windows.next();
         if ready.is_empty() && fault.is_none() {
             break;
         }
-        if bal_driven {
+        if args.mode.takes_lists() {
             derive_missing(&origin.spec, store, importer.parent(), &mut ready, &places)?;
         }
         importer.import(ready, &mut |_| progress.step_block()).map_err(imported)?;

@@ -11,8 +11,8 @@ use foldgate_core::{BlockHash, BlockNumHash, Cached, Layer, TrieReader, TrieStor
 
 use super::Calculator;
 use crate::{
-    counters::Counters,
     halt::Halt,
+    observe,
     permits::Permit,
     pipeline::CanonicalError,
     tree::{Committed, Durability, Node},
@@ -54,6 +54,7 @@ impl<S: TrieStore> Calculator<S> {
         let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) else { return };
         committed.durability = Durability::Queued { _permit: permit };
         self.tree.queued_head = block;
+        observe::queued();
         // The committer is gone only after a failure, whose answer is on its way.
         let _failed = self.commits.send(Arc::clone(&committed.layer));
     }
@@ -61,13 +62,15 @@ impl<S: TrieStore> Calculator<S> {
     pub(super) fn on_committed(&mut self, layers: &[Arc<Layer>], result: Result<Cached<S::Snapshot>, Failure>) {
         match result {
             Ok(base) => {
-                Counters::add(&self.counters.store_commits);
+                self.counters.store_commits.add();
+                // Readers of the old snapshot go on with what they have; those of the new one begin with nothing.
+                self.shadow_cache.reset(base.anchor().block);
                 self.tree.base = match layers.last() {
                     Some(newest) => base.with_tries(newest.tries.clone()),
                     None => base,
                 };
                 for layer in layers {
-                    Counters::add(&self.counters.commits);
+                    self.counters.commits.add();
                     if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&layer.anchor.block.hash) {
                         committed.durability = Durability::Durable;
                     }

@@ -9,9 +9,9 @@ use foldgate_core::{BlockHash, Layer, TrieStore};
 use super::Calculator;
 use crate::{
     config::Canonical,
-    counters::Counters,
     halt::Halt,
     jobs::Folded,
+    observe,
     tree::{BalStage, Committed, Durability, Entry, FoldStage, Node},
     verdict::{BlockError, ConfirmedBy, Failure, InvalidBlock, InvalidReason, ValidBlock, Verdict},
 };
@@ -23,9 +23,12 @@ impl<S: TrieStore> Calculator<S> {
         confirmed_by: ConfirmedBy,
         folded: Arc<Folded>,
     ) {
-        Counters::add(&self.counters.valid);
+        self.counters.valid.add();
         let block = entry.block();
         entry.timings.verdict = entry.arrival.elapsed();
+        entry.timings.confirm = entry.timings.verdict.saturating_sub(entry.timings.execution);
+        entry.timings.warm_up = entry.shared.warm_up.get().copied().unwrap_or_default();
+        observe::valid(block, entry.mode, &entry.timings);
         let bal = match &entry.bal {
             BalStage::Ready(bal) => Some(bal.raw().clone()),
             BalStage::None | BalStage::Preparing => None,
@@ -59,13 +62,15 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     pub(super) fn close_invalid(&mut self, mut entry: Box<Entry<S::Snapshot>>, reason: InvalidReason) {
-        Counters::add(&self.counters.invalid);
+        self.counters.invalid.add();
         let block = entry.block();
         let early = entry.early.take();
         // A list that is not the header's came with this delivery; the block's hash does not name it, and the next
         // delivery may bring the right one.
         let of_the_block = !matches!(reason, InvalidReason::BalHashMismatch { .. });
-        let verdict = Verdict::Invalid(Arc::new(InvalidBlock { block, reason, early }));
+        let invalid = InvalidBlock { block, reason, early };
+        observe::invalid(&invalid);
+        let verdict = Verdict::Invalid(Arc::new(invalid));
         if of_the_block {
             self.tree.remember(verdict.clone());
         }
@@ -73,7 +78,8 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     pub(super) fn close_failed(&mut self, mut entry: Box<Entry<S::Snapshot>>, failure: Failure) {
-        Counters::add(&self.counters.failed);
+        self.counters.failed.add();
+        observe::failed(entry.block(), &failure);
         let halt = Halt::AncestorFailed(entry.block());
         self.close(&mut entry, Halt::Failed, Err(BlockError::Failed(failure)), &halt);
     }
@@ -81,7 +87,8 @@ impl<S: TrieStore> Calculator<S> {
     /// Stops a block in flight without a verdict, and its descendants with it.
     pub(super) fn halt(&mut self, hash: &BlockHash, reason: Halt) {
         let Some(mut entry) = self.tree.take(hash) else { return };
-        Counters::add(&self.counters.cancelled);
+        self.counters.cancelled.add();
+        observe::cancelled(entry.block(), &reason);
         let descendants = match &reason {
             Halt::HandleDropped | Halt::UnknownParent(_) => Halt::AncestorCancelled(entry.block()),
             other => other.clone(),
@@ -101,7 +108,8 @@ impl<S: TrieStore> Calculator<S> {
         // Not by recursion: a chain may be as long as there is room for blocks.
         while let Some(hash) = below.pop() {
             let Some(mut entry) = self.tree.take(&hash) else { continue };
-            Counters::add(&self.counters.cancelled);
+            self.counters.cancelled.add();
+            observe::cancelled(entry.block(), descendants);
             let outcome = Err(BlockError::Halted(descendants.clone()));
             below.extend(self.end(&mut entry, descendants.clone(), outcome));
         }

@@ -11,10 +11,11 @@ use foldgate_core::{BlockHash, HashedPostState, TrieReader, TrieStore, trie::Fol
 use super::{Calculator, Progress};
 use crate::{
     config::OnEarlyMismatch,
-    counters::{Counters, SkipReason},
+    counters::SkipReason,
     jobs::{self, Folded, JobMessage},
+    observe::Work,
     request::RebuiltBal,
-    tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node},
+    tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node, ShadowStage},
     verdict::{ConfirmedBy, Failure, InvalidReason, Mode},
 };
 
@@ -62,6 +63,7 @@ impl<S: TrieStore> Calculator<S> {
         if let Some(failed) = self.start_fold(entry) {
             return Progress::Failed(failed);
         }
+        self.start_shadow(entry);
         let progress = self.judge(entry);
         // A list that was dropped in judging: the executed writes may be at hand already.
         if matches!(entry.fold, FoldStage::Idle)
@@ -133,26 +135,35 @@ impl<S: TrieStore> Calculator<S> {
         let counters = &self.counters;
         match entry.mode {
             Mode::BalDriven => {
-                Counters::add(&counters.folds_ahead);
+                counters.folds_ahead.add();
                 if matches!(entry.execution, ExecutionStage::Running) {
-                    Counters::add(&counters.folds_before_execution_ended);
+                    counters.folds_before_execution_ended.add();
                 }
             }
-            Mode::Incremental(_) => Counters::add(&counters.folds_incremental),
+            Mode::Incremental(reason) => {
+                counters.folds_incremental.add();
+                // The others were counted when they were found.
+                if matches!(reason, SkipReason::NoBal | SkipReason::Late) {
+                    counters.skip(reason);
+                    if self.config.shadow {
+                        counters.shadows_skipped.add();
+                    }
+                }
+            }
         }
         if !entry.gate_opened {
             entry.gate_opened = true;
             let durable = entry.parent == parent.base().anchor().block;
-            Counters::add(if durable {
-                &counters.gates_opened_from_durable
+            if durable {
+                counters.gates_opened_from_durable.add();
             } else {
-                &counters.gates_opened_from_memory
-            });
+                counters.gates_opened_from_memory.add();
+            }
         }
         entry.fold = FoldStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
         let options = FoldOptions::default();
-        self.pool.spawn(&self.answers, &entry.shared, move || {
+        self.pool.spawn(Work::Fold, &self.answers, &entry.shared, move || {
             let folded = jobs::resolve_and_fold(&state, &parent, &options, ready);
             Some(JobMessage::Folded { attempt, generation, folded })
         });
@@ -161,7 +172,7 @@ impl<S: TrieStore> Calculator<S> {
 
     /// Gives up a block's list: the block goes on incrementally.
     pub(super) fn drop_bal(&self, entry: &mut Entry<S::Snapshot>, reason: SkipReason) {
-        Counters::add(&self.counters.bals_dropped);
+        self.counters.bals_dropped.add();
         if entry.mode == Mode::BalDriven {
             self.counters.skip(reason);
             entry.mode = Mode::Incremental(reason);
@@ -171,22 +182,37 @@ impl<S: TrieStore> Calculator<S> {
             entry.leaves_ready = None;
         }
         entry.bal = BalStage::None;
+        self.drop_shadow(entry);
     }
 
     /// Compares the folded root with the header's, and judges when execution has confirmed the state.
     fn judge(&mut self, entry: &mut Entry<S::Snapshot>) -> Progress {
         let FoldStage::Done(folded) = &entry.fold else { return Progress::Pending };
         let folded = Arc::clone(folded);
-        let facts = &entry.shared.facts;
-        let finished = match &entry.execution {
-            ExecutionStage::Running => None,
-            ExecutionStage::Finished { recorded, result } => Some((recorded, result)),
+        let facts = entry.shared.facts;
+        let (running, late_root) = match &entry.execution {
+            ExecutionStage::Running => (true, None),
+            ExecutionStage::Finished { result, .. } => (false, result.expected_state_root),
         };
-        let late_root = finished.and_then(|(_, result)| result.expected_state_root);
         let Some(expected) = facts.expected_state_root.or(late_root) else {
-            return if finished.is_some() { Progress::Failed(Failure::NoExpectedRoot) } else { Progress::Pending };
+            return if running { Progress::Pending } else { Progress::Failed(Failure::NoExpectedRoot) };
         };
         let got = folded.outcome.computed_state_root;
+        let shadowed = !matches!(entry.shadow, ShadowStage::Off);
+        if got != expected && running && entry.mode == Mode::BalDriven {
+            // With the shadow on, the executed writes have to lead to the same before it counts.
+            if facts.expected_bal_hash.is_none() {
+                if shadowed {
+                    return Progress::Pending;
+                }
+            } else if shadowed || self.config.on_early_mismatch == OnEarlyMismatch::FindReason {
+                entry.early = Some(InvalidReason::StateRootMismatch { got, expected });
+                return Progress::Pending;
+            }
+        }
+        if !running && let Some(held) = self.hold_to_shadow(entry, &folded) {
+            return held;
+        }
         if got != expected {
             let mismatch = InvalidReason::StateRootMismatch { got, expected };
             return match entry.mode {
@@ -194,16 +220,10 @@ impl<S: TrieStore> Calculator<S> {
                     self.drop_bal(entry, SkipReason::EarlyRootMismatch);
                     Progress::Pending
                 }
-                Mode::BalDriven
-                    if self.config.on_early_mismatch == OnEarlyMismatch::FindReason && finished.is_none() =>
-                {
-                    entry.early = Some(mismatch);
-                    Progress::Pending
-                }
                 _ => Progress::Invalid(mismatch),
             };
         }
-        let Some((recorded, result)) = finished else { return Progress::Pending };
+        let ExecutionStage::Finished { recorded, result } = &entry.execution else { return Progress::Pending };
         if matches!(entry.bal, BalStage::Preparing) {
             return Progress::Pending;
         }
@@ -228,7 +248,7 @@ impl<S: TrieStore> Calculator<S> {
         let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
         entry.compare = CompareStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
-        self.pool.spawn(&self.answers, &entry.shared, move || {
+        self.pool.spawn(Work::Confirm, &self.answers, &entry.shared, move || {
             let equal = jobs::leads_to(&executed, &parent, &folded.outcome);
             Some(JobMessage::Compared { attempt, generation, equal })
         });

@@ -30,5 +30,6 @@ mod judgement;
 mod moving;
 mod pipeline;
 mod races;
+mod reorgs;
 mod storm;
 mod support;

@@ -31,6 +31,7 @@ mod judgement;
 mod moving;
 mod pipeline;
 mod races;
+mod reorgs;
 mod shadow;
 mod storm;
 mod support;

@@ -7,7 +7,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use alloy_primitives::{B256, U256, keccak256};
 use foldgate::{
-    BlockRequest, Pipeline, PipelineConfig, TrieStore, Verdict,
+    BalStore, BlockRequest, Pipeline, PipelineConfig, Verdict,
     core::{StateWrites, keys},
     pipeline::{
         AccountField, BlockError, BlockResult, Canonical, Divergence, DivergenceReport, Failure, Halt, InvalidReason,
@@ -32,7 +32,7 @@ stamp_all!([
     the_shadow_of_the_list_is_reported_and_decides_nothing,
 ]);
 
-fn shadowed<S: TrieStore>(store: &Arc<S>, bal_driven: bool, folder: Option<&Path>) -> Pipeline<S> {
+fn shadowed<S: BalStore>(store: &Arc<S>, bal_driven: bool, folder: Option<&Path>) -> Pipeline<S> {
     let mut config = PipelineConfig::default().with_bal_driven(bal_driven).with_shadow(true);
     config.divergence_directory = folder.map(Path::to_owned);
     Pipeline::open(Arc::clone(store), config).unwrap()

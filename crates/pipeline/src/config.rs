@@ -66,6 +66,8 @@ pub struct PipelineConfig {
     /// How many blocks are held that wait for an unknown parent, or stand on one that does: at most one less than
     /// `max_in_flight`, so that the parent finds room.
     pub max_orphans: usize,
+    /// How far below the durable tip a block may stand, and the head may go back: so many blocks.
+    pub unwind_depth: u64,
     /// How many verdicts are remembered for blocks that are delivered again, beyond those of blocks still in memory.
     pub max_remembered: usize,
 }
@@ -84,6 +86,7 @@ impl Default for PipelineConfig {
             // UNWRAP: the constant is not zero.
             max_in_flight: NonZeroUsize::new(64).unwrap(),
             max_orphans: 64,
+            unwind_depth: 128,
             max_remembered: 1024,
         }
     }

@@ -102,6 +102,10 @@ counters! {
     gates_opened_from_durable,
     /// Blocks whose fold gate was opened by a parent committed in memory.
     gates_opened_from_memory,
+    /// Of the folds ahead, those that read through a way below or beside the durable tip.
+    folds_ahead_below_tip,
+    /// Ways computed from the durable state to a block below or beside it, for blocks that stand there.
+    ways,
     /// Blocks judged valid.
     valid,
     /// Blocks judged invalid.
@@ -128,6 +132,10 @@ counters! {
     shadows_skipped,
     /// Blocks whose two computations did not agree.
     divergences,
+    /// Moves of the head to a branch that left the durable chain below its tip.
+    reorganisations,
+    /// Blocks that were durable and are no more.
+    unwound,
     /// Requests of blocks that had a verdict already.
     redelivered,
 }

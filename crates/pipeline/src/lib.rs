@@ -18,9 +18,11 @@
 
 mod advance;
 mod calculator;
+mod committer;
 mod config;
 mod counters;
 mod gate;
+mod ground;
 mod halt;
 mod handle;
 mod jobs;

@@ -45,9 +45,13 @@ impl Counter {
     }
 
     pub(crate) fn add(&self) {
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.add_many(1);
+    }
+
+    pub(crate) fn add_many(&self, count: u64) {
+        self.count.fetch_add(count, Ordering::Relaxed);
         if let Some(name) = self.name {
-            counter!(name).increment(1);
+            counter!(name).increment(count);
         }
     }
 

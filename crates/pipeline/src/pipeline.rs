@@ -17,18 +17,20 @@ use std::{
 use alloy_primitives::Bytes;
 use crossbeam_channel::{Sender, bounded, unbounded};
 use foldgate_core::{
-    BlockHash, BlockNumHash, CacheStats, Cached, Forest, PageCache, StateAnchor, TrieReader, TrieStore,
+    BalStore, BlockHash, BlockNumHash, CacheStats, Cached, Forest, PageCache, StateAnchor, TrieReader, TrieStore,
     trie::DEFAULT_NODE_BYTES,
 };
 
 use crate::{
     calculator::{Calculator, Control, Inbox, Request},
+    committer::Committer,
     config::PipelineConfig,
     counters::{CounterSnapshot, Counters},
     gate::StateGate,
+    ground::Chain,
     halt::CancelToken,
     handle::{AttemptId, BlockHandle, Execution, Shared},
-    jobs::{self, Pool},
+    jobs::Pool,
     permits::Permits,
     request::BlockRequest,
     tree::Tree,
@@ -66,7 +68,8 @@ pub enum BeginError {
     /// The parent was judged invalid.
     #[error("its parent {0} is invalid")]
     ParentInvalid(BlockNumHash),
-    /// The parent is not the durable tip, and not above it.
+    /// The parent is further below the durable tip than [`PipelineConfig::unwind_depth`], or on a branch that was dropped
+    /// for that.
     #[error("its parent {parent} is not reachable from the durable tip {tip}")]
     BelowTip {
         /// The parent.
@@ -92,8 +95,8 @@ pub enum CanonicalError {
     /// The block has no verdict yet.
     #[error("block {0} is not judged yet")]
     NotJudged(BlockNumHash),
-    /// The block does not stand on the state that is durable or about to be.
-    #[error("block {block} does not descend from {of}, which is durable or about to be")]
+    /// The block does not stand on the durable chain, as far below the tip as that may be left.
+    #[error("block {block} does not descend from {of}, or from an ancestor of it that is in reach")]
     NotADescendant {
         /// The head asked for.
         block: BlockNumHash,
@@ -164,7 +167,10 @@ impl<S: TrieStore> Pipeline<S> {
     ///
     /// # Errors
     /// If the store is empty or fails, or a thread cannot be started.
-    pub fn open(store: Arc<S>, config: PipelineConfig) -> Result<Self, OpenError<S::Error>> {
+    pub fn open(store: Arc<S>, config: PipelineConfig) -> Result<Self, OpenError<S::Error>>
+    where
+        S: BalStore,
+    {
         let snapshot = store.snapshot().map_err(OpenError::Store)?;
         let cache = Arc::new(PageCache::new(config.page_cache_bytes));
         cache.reset(snapshot.anchor().block);
@@ -173,30 +179,41 @@ impl<S: TrieStore> Pipeline<S> {
         let (results, results_in) = unbounded();
         let (answers, answers_in) = unbounded();
         let (control, control_in) = unbounded();
-        let (commits, commits_in) = unbounded();
+        let chain = Chain::read(&*store, base.anchor(), config.unwind_depth).map_err(OpenError::Store)?;
+        let (orders, orders_in) = unbounded();
         let counters = Arc::new(Counters::default());
         let pool = Arc::new(Pool::new(config.threads).map_err(OpenError::Thread)?);
         let max_in_flight = config.max_in_flight;
+        let committer = Committer {
+            store: Arc::clone(&store),
+            cache: Arc::clone(&cache),
+            base: base.clone(),
+            pool: Arc::clone(&pool),
+            unwind_depth: config.unwind_depth,
+        };
         let shadow_cache = Arc::new(PageCache::new(if config.shadow { config.page_cache_bytes } else { 0 }));
         shadow_cache.reset(base.anchor().block);
         let calculator = Calculator::<S> {
             shadow_cache,
-            tree: Tree::new(base, config.max_remembered),
+            tree: Tree::new(base, chain, config.max_remembered),
             config,
             counters: Arc::clone(&counters),
             pool: Arc::clone(&pool),
             answers: answers.clone(),
-            commits,
+            orders,
+            store,
             broken: None,
+            reorg: None,
+            heads: std::collections::VecDeque::new(),
+            lost_ways: Vec::new(),
             canonical_waiters: Vec::new(),
             flush_waiters: Vec::new(),
             touched: std::collections::VecDeque::new(),
         };
         let inbox = Inbox { requests: requests_in, results: results_in, answers: answers_in, control: control_in };
-        let committed = Arc::clone(&cache);
         let committer = thread::Builder::new()
             .name("foldgate-committer".to_owned())
-            .spawn(move || jobs::commit_loop(&*store, &committed, &commits_in, &answers))
+            .spawn(move || committer.run(&orders_in, &answers))
             .map_err(OpenError::Thread)?;
         let calculator = thread::Builder::new()
             .name("foldgate-calculator".to_owned())
@@ -260,8 +277,13 @@ impl<S: TrieStore> Pipeline<S> {
 
     /// Makes a valid block the canonical head: it and its ancestors become durable, in order. Returns when they are.
     ///
+    /// Where its branch left the durable chain below the tip, the store goes back to the common ancestor first, at most
+    /// [`PipelineConfig::unwind_depth`] blocks. The blocks left stay in memory, and can be made canonical again. An
+    /// ancestor of the canonical head is canonical already: the head does not move back to it.
+    ///
     /// # Errors
-    /// If the block was not judged valid here, does not descend from the durable state, or a commit fails.
+    /// If the block was not judged valid here, does not stand on a block that the head may go back to, or going back or a
+    /// commit fails.
     pub fn set_canonical(&self, head: BlockHash) -> Result<(), CanonicalError> {
         let (reply, answer) = bounded(1);
         self.control.send(Control::SetCanonical { head, reply }).map_err(|_| CanonicalError::ShutDown)?;

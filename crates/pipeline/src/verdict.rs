@@ -29,6 +29,9 @@ pub enum ConfirmedBy {
     PostState,
     /// The state was computed from the executed writes themselves.
     Execution,
+    /// It was in the store, and its verdict forgotten, when the head moved to another branch. Whether it had a list is all
+    /// that its mode tells.
+    Store,
 }
 
 /// Where a block's time went. Each is a duration on the pipeline's clock; zero where a step did not happen.
@@ -176,6 +179,15 @@ pub enum Failure {
     /// other: one of the computations is wrong.
     #[error(transparent)]
     Divergence(Arc<Divergence>),
+    /// The state of a block below the durable tip, or of one beside the durable chain, could not be computed; or the
+    /// store could not be taken back. The store stays as it was.
+    #[error("going back to block {to} failed: {error}")]
+    Unwind {
+        /// The ancestor of the durable tip.
+        to: BlockNumHash,
+        /// What failed.
+        error: Arc<dyn Error + Send + Sync>,
+    },
     /// A worker panicked: a bug.
     #[error("a worker panicked: {0}")]
     Panicked(String),

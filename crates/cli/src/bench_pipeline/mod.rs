@@ -29,8 +29,8 @@ use std::{
 use alloy_primitives::B256;
 use foldgate_bal::{Bal, BalLimits};
 use foldgate_core::{
-    BlockNumHash, Cached, EmptyAccounts, FoldOptions, Forest, HashedPostState, KeyHasher, Layer, MemoryStore, Overlay,
-    PageCache, TrieReader, TrieStore, fold, resolve_with, trie::DEFAULT_NODE_BYTES,
+    BalStore, BlockNumHash, Cached, EmptyAccounts, FoldOptions, Forest, HashedPostState, KeyHasher, Layer, MemoryStore,
+    Overlay, PageCache, TrieReader, TrieStore, fold, resolve_with, trie::DEFAULT_NODE_BYTES,
 };
 use foldgate_evm::{AmsterdamRules, ChainSpec, execute_block_with_list};
 use foldgate_pipeline::{Mode, Pipeline, PipelineConfig};
@@ -167,7 +167,7 @@ impl OnBackend for Measure<'_> {
     }
 }
 
-fn measure<S: TrieStore>(
+fn measure<S: BalStore>(
     args: &BenchPipelineArgs,
     backend: BackendKind,
     stores: [&Arc<S>; 3],
@@ -224,7 +224,7 @@ fn measure<S: TrieStore>(
 }
 
 /// Imports a window, and waits until its commits are over.
-fn import<S: TrieStore>(
+fn import<S: BalStore>(
     importer: &mut Importer<'_, S>,
     blocks: &[Ready],
     progress: &Progress,

@@ -1,16 +1,22 @@
-//! What becomes durable: the canonical head, the queue to the committer, and what a new durable tip changes.
+//! What becomes durable: the canonical head, the orders to the committer, and what a new durable tip changes.
+//!
+//! The head moves forward by commits. Where the branch of a new head leaves the durable chain below its tip, it is a
+//! reorganisation: one order, given when all orders before it were carried out, and awaited before the next. Heads are
+//! followed in the order in which they were asked for. A block that is of the canonical chain already moves nothing.
 //!
 //! Invariants:
 //! 1. Blocks go to the committer parents first, each once.
 //! 2. After a failed commit nothing more is admitted or committed, and nobody waits for ever.
+//! 3. While a reorganisation is under way no order is given: what becomes canonical meanwhile is held.
 
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use foldgate_core::{BlockHash, BlockNumHash, Cached, Layer, TrieReader, TrieStore};
 
-use super::Calculator;
+use super::{Calculator, Reorg};
 use crate::{
+    committer::{Order, ReorgFailure, Reorganised},
     halt::Halt,
     observe,
     permits::Permit,
@@ -19,44 +25,89 @@ use crate::{
     verdict::Failure,
 };
 
+/// What a head asked for comes to.
+enum Move {
+    Answer(Result<(), CanonicalError>),
+    /// It is, or will be, on its way to the store.
+    Await(BlockNumHash),
+    /// Orders have to be carried out before.
+    Later,
+}
+
 impl<S: TrieStore> Calculator<S> {
     pub(super) fn set_canonical(&mut self, head: BlockHash, reply: Sender<Result<(), CanonicalError>>) {
-        let durable = self.tree.tip();
-        let answer = match self.tree.nodes.get(&head) {
-            _ if head == durable.hash => Some(Ok(())),
-            Some(Node::InFlight(entry)) => Some(Err(CanonicalError::NotJudged(entry.block()))),
-            None => Some(Err(CanonicalError::Unknown(head))),
-            Some(Node::Committed(Committed { layer, durability: Durability::Queued { .. }, .. })) => {
-                self.canonical_waiters.push((layer.anchor.block, reply.clone()));
-                None
-            }
-            Some(Node::Committed(Committed { layer, .. })) => {
-                let block = layer.anchor.block;
-                match self.tree.path_to(head) {
-                    None => Some(Err(CanonicalError::NotADescendant { block, of: self.tree.queued_head })),
-                    Some(path) => {
-                        self.canonical_waiters.push((block, reply.clone()));
-                        path.iter().for_each(|layer| self.queue(layer.anchor.block, None));
-                        None
-                    }
-                }
-            }
-        };
-        if let Some(answer) = answer {
-            // The caller waits for the answer; if it is gone, nobody does.
-            let _gone = reply.send(answer);
-        }
+        self.heads.push_back((head, reply));
+        self.follow_heads();
         self.answer_waiters();
+    }
+
+    /// Follows the heads that were asked for, as far as can be now.
+    fn follow_heads(&mut self) {
+        while self.broken.is_none()
+            && self.reorg.is_none()
+            && let Some((head, _)) = self.heads.front()
+        {
+            let moved = self.follow(*head);
+            if matches!(moved, Move::Later) {
+                break;
+            }
+            let Some((_, reply)) = self.heads.pop_front() else { break };
+            match moved {
+                // The caller waits for the answer; if it is gone, nobody does.
+                Move::Answer(answer) => drop(reply.send(answer)),
+                Move::Await(block) => self.canonical_waiters.push((block, reply)),
+                Move::Later => {}
+            }
+        }
+    }
+
+    fn follow(&mut self, head: BlockHash) -> Move {
+        let (block, durability) = match self.tree.nodes.get(&head) {
+            _ if self.tree.chain.contains_hash(&head) => return Move::Answer(Ok(())),
+            Some(Node::InFlight(entry)) => return Move::Answer(Err(CanonicalError::NotJudged(entry.block()))),
+            None => return Move::Answer(Err(CanonicalError::Unknown(head))),
+            Some(Node::Committed(committed)) => (committed.layer.anchor.block, &committed.durability),
+        };
+        match durability {
+            Durability::Durable => return Move::Answer(Ok(())),
+            Durability::Queued { .. } => return Move::Await(block),
+            Durability::InMemory => {}
+        }
+        if let Some(path) = self.tree.path_to(head) {
+            path.iter().for_each(|layer| self.queue(layer.anchor.block, None));
+            return Move::Await(block);
+        }
+        if self.tree.queued_head != self.tree.tip() {
+            return Move::Later;
+        }
+        let Some((to, branch)) = self.tree.branch_to(block) else {
+            return Move::Answer(Err(CanonicalError::NotADescendant { block, of: self.tree.queued_head }));
+        };
+        for layer in &branch {
+            self.mark_queued(layer.anchor.block, None);
+        }
+        self.reorg = Some(Reorg::default());
+        // The committer is gone only after a failure, whose answer is on its way.
+        let _failed = self.orders.send(Order::Reorganise { to, branch });
+        Move::Await(block)
+    }
+
+    fn mark_queued(&mut self, block: BlockNumHash, permit: Option<Permit>) -> Option<Arc<Layer>> {
+        let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) else { return None };
+        committed.durability = Durability::Queued { _permit: permit };
+        observe::queued();
+        self.tree.queued_head = block;
+        Some(Arc::clone(&committed.layer))
     }
 
     /// Hands a committed block to the committer.
     pub(super) fn queue(&mut self, block: BlockNumHash, permit: Option<Permit>) {
-        let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) else { return };
-        committed.durability = Durability::Queued { _permit: permit };
-        self.tree.queued_head = block;
-        observe::queued();
-        // The committer is gone only after a failure, whose answer is on its way.
-        let _failed = self.commits.send(Arc::clone(&committed.layer));
+        let Some(layer) = self.mark_queued(block, permit) else { return };
+        match &mut self.reorg {
+            Some(reorg) => reorg.held.push(layer),
+            // The committer is gone only after a failure, whose answer is on its way.
+            None => drop(self.orders.send(Order::Commit(layer))),
+        }
     }
 
     pub(super) fn on_committed(&mut self, layers: &[Arc<Layer>], result: Result<Cached<S::Snapshot>, Failure>) {
@@ -65,44 +116,92 @@ impl<S: TrieStore> Calculator<S> {
                 self.counters.store_commits.add();
                 // Readers of the old snapshot go on with what they have; those of the new one begin with nothing.
                 self.shadow_cache.reset(base.anchor().block);
-                self.tree.base = match layers.last() {
-                    Some(newest) => base.with_tries(newest.tries.clone()),
-                    None => base,
-                };
-                for layer in layers {
-                    self.counters.commits.add();
-                    if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&layer.anchor.block.hash) {
-                        committed.durability = Durability::Durable;
-                    }
-                }
-                for lost in self.tree.prune() {
-                    self.halt(&lost, Halt::ForkLost);
-                }
+                self.tree.base = base;
+                layers.iter().for_each(|layer| self.tree.chain.push(layer.anchor));
+                self.note_durable(layers);
+                self.moved();
             }
-            Err(failure) => {
-                self.broken = Some(failure.clone());
-                // What was queued will not be committed: its room is given back, so that callers get to hear why.
-                for node in self.tree.nodes.values_mut() {
-                    if let Node::Committed(Committed { durability: durability @ Durability::Queued { .. }, .. }) = node
-                    {
-                        *durability = Durability::InMemory;
-                    }
-                }
-                let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
-                for hash in in_flight {
-                    if let Some(entry) = self.tree.take(&hash) {
-                        self.close_failed(entry, failure.clone());
-                    }
-                }
-            }
+            Err(failure) => self.break_down(failure),
         }
         self.answer_waiters();
     }
 
+    pub(super) fn on_reorganised(&mut self, result: Result<Reorganised<S>, ReorgFailure>) {
+        let held = self.reorg.take().map(|reorg| reorg.held).unwrap_or_default();
+        match result {
+            Ok(Reorganised { base, chain, unwound, branch, store_commits }) => {
+                self.counters.reorganisations.add();
+                self.counters.unwound.add_many(unwound.len() as u64);
+                self.counters.store_commits.add_many(store_commits);
+                self.shadow_cache.reset(base.anchor().block);
+                (self.tree.base, self.tree.chain) = (base, chain);
+                unwound.iter().for_each(|layer| self.tree.keep_unwound(layer));
+                self.note_durable(&branch);
+                for layer in held {
+                    // As above.
+                    let _failed = self.orders.send(Order::Commit(layer));
+                }
+                self.moved();
+            }
+            Err(ReorgFailure::Before(failure)) => {
+                self.unqueue();
+                self.tree.queued_head = self.tree.tip();
+                for (_, waiter) in self.canonical_waiters.drain(..) {
+                    let _gone = waiter.send(Err(CanonicalError::Failed(failure.clone())));
+                }
+                self.ask_again();
+                self.follow_heads();
+            }
+            Err(ReorgFailure::Midway(failure)) => self.break_down(failure),
+        }
+        self.answer_waiters();
+    }
+
+    fn note_durable(&mut self, layers: &[Arc<Layer>]) {
+        for layer in layers {
+            self.counters.commits.add();
+            if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&layer.anchor.block.hash) {
+                committed.durability = Durability::Durable;
+            }
+        }
+    }
+
+    /// The durable tip is another one.
+    fn moved(&mut self) {
+        self.tree.grounds.step();
+        for lost in self.tree.prune() {
+            self.halt(&lost, Halt::ForkLost);
+        }
+        self.ask_again();
+        self.answer_waiters();
+        self.tree.chain.trim();
+        self.follow_heads();
+    }
+
+    /// What was queued will not be committed: its room is given back, so that callers get to hear why.
+    fn unqueue(&mut self) {
+        for node in self.tree.nodes.values_mut() {
+            if let Node::Committed(Committed { durability: durability @ Durability::Queued { .. }, .. }) = node {
+                *durability = Durability::InMemory;
+            }
+        }
+    }
+
+    fn break_down(&mut self, failure: Failure) {
+        self.broken = Some(failure.clone());
+        self.unqueue();
+        let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
+        for hash in in_flight {
+            if let Some(entry) = self.tree.take(&hash) {
+                self.close_failed(entry, failure.clone());
+            }
+        }
+    }
+
     pub(super) fn answer_waiters(&mut self) {
-        let durable = self.tree.base.anchor();
         if let Some(failure) = &self.broken {
-            for (_, waiter) in self.canonical_waiters.drain(..) {
+            let heads = self.heads.drain(..).map(|(_, waiter)| waiter);
+            for waiter in self.canonical_waiters.drain(..).map(|(_, waiter)| waiter).chain(heads) {
                 let _gone = waiter.send(Err(CanonicalError::Failed(failure.clone())));
             }
             for waiter in self.flush_waiters.drain(..) {
@@ -110,14 +209,16 @@ impl<S: TrieStore> Calculator<S> {
             }
             return;
         }
+        let chain = &self.tree.chain;
         self.canonical_waiters.retain(|(block, waiter)| {
-            let done = block.number <= durable.block.number;
+            let done = chain.contains(*block);
             if done {
                 let _gone = waiter.send(Ok(()));
             }
             !done
         });
-        if self.tree.queued_head == durable.block {
+        let durable = self.tree.base.anchor();
+        if self.tree.queued_head == durable.block && self.heads.is_empty() {
             for waiter in self.flush_waiters.drain(..) {
                 let _gone = waiter.send(Ok(durable));
             }

@@ -51,7 +51,7 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    pub(super) fn start_shadow(&self, entry: &mut Entry<S::Snapshot>) {
+    pub(super) fn start_shadow(&mut self, entry: &mut Entry<S::Snapshot>) {
         if !matches!(entry.shadow, ShadowStage::Idle) {
             return;
         }
@@ -62,7 +62,8 @@ impl<S: TrieStore> Calculator<S> {
             (Mode::Incremental(_), _, BalStage::None) => None,
         };
         let Some(state) = state else { return self.drop_shadow(entry) };
-        let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
+        let sight = self.tree.committed_view(&entry.ground, entry.parent);
+        let Some(parent) = self.look(entry, sight) else { return };
         entry.shadow = ShadowStage::Running;
         let (attempt, cache) = (entry.shared.attempt, Arc::clone(&self.shadow_cache));
         self.pool.spawn(Work::Shadow, &self.answers, &entry.shared, move || {
@@ -86,7 +87,7 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     /// Holds a fold of a block whose execution has ended to the shadow. `None` if nothing stands against a verdict.
-    pub(super) fn hold_to_shadow(&self, entry: &mut Entry<S::Snapshot>, folded: &Arc<Folded>) -> Option<Progress> {
+    pub(super) fn hold_to_shadow(&mut self, entry: &mut Entry<S::Snapshot>, folded: &Arc<Folded>) -> Option<Progress> {
         match &entry.shadow {
             ShadowStage::Off | ShadowStage::Agrees => None,
             ShadowStage::Idle | ShadowStage::Running | ShadowStage::Comparing => Some(Progress::Pending),
@@ -111,7 +112,7 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     fn start_comparison(
-        &self,
+        &mut self,
         entry: &mut Entry<S::Snapshot>,
         bal: &Arc<Bal>,
         executed: Arc<HashedPostState>,
@@ -119,7 +120,8 @@ impl<S: TrieStore> Calculator<S> {
         shadowed: Arc<Shadowed>,
     ) {
         // The parent is committed: both folds have ended.
-        let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
+        let sight = self.tree.committed_view(&entry.ground, entry.parent);
+        let Some(parent) = self.look(entry, sight) else { return };
         let bal = Arc::clone(bal);
         let list_confirmed = match &entry.execution {
             ExecutionStage::Finished { result, .. } => {

@@ -18,9 +18,12 @@
 
 mod calculator;
 mod committer;
+mod compute;
 mod config;
 mod counters;
 mod gate;
+#[cfg(test)]
+mod gate_tests;
 mod ground;
 mod halt;
 mod handle;
@@ -32,6 +35,14 @@ mod tree;
 mod verdict;
 mod view;
 
+/// The locks and cells of the gate's protocol. A model checker puts its own in their place.
+mod sync {
+    pub(crate) use std::sync::{OnceLock, atomic::AtomicBool};
+
+    pub(crate) use parking_lot::{Condvar, Mutex};
+}
+
+pub use compute::{ComputeError, Computed};
 pub use config::{
     BAL_DRIVEN_VARIABLE, Canonical, ConfigError, OnEarlyMismatch, PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,
 };

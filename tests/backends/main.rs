@@ -35,3 +35,4 @@ mod reorgs;
 mod shadow;
 mod storm;
 mod support;
+mod what_if;

@@ -7,8 +7,8 @@ use std::{fs, path::Path, sync::Arc};
 
 use alloy_primitives::{B256, U256, keccak256};
 use foldgate::{
-    BalStore, BlockRequest, Pipeline, PipelineConfig, Verdict,
-    core::{StateWrites, keys},
+    BlockRequest, Pipeline, PipelineConfig, Verdict,
+    core::{BalStore, StateWrites, keys},
     pipeline::{
         AccountField, BlockError, BlockResult, Canonical, Divergence, DivergenceReport, Failure, Halt, InvalidReason,
         Mode, Outcome, Place, RebuiltBal, ReportError, SkipReason, Source, Value,

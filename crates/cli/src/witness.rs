@@ -31,7 +31,7 @@ use foldgate_evm::{
     Block, BlockDecodeError, BlockInvalid, ChainSpec, ExecutedBlock, ExecutionError, SenderError, process_block,
     recover_senders, validate_body_roots,
 };
-use foldgate_pipeline::{Computed, Difference, first_difference};
+use foldgate_pipeline::{Difference, SideResult, first_difference};
 use foldgate_testing::{
     ReadError,
     witness::{WitnessBlock, WitnessDiff, read_witness},
@@ -307,7 +307,7 @@ fn verify_with(given: &WitnessBlock, shadow: bool) -> Result<Verified, WitnessFa
                 None => Some(Arc::clone(derived()?.post_state())),
             };
             if let Some(listed) = &both {
-                let computed = |state| folded(state, &witness, name).map(|outcome| Computed::from(&outcome));
+                let computed = |state| folded(state, &witness, name).map(|outcome| SideResult::from(&outcome));
                 if let Some(difference) = first_difference(&computed(listed)?, &computed(&written)?) {
                     return Err(WitnessFault::Divergence { block: name, difference: Box::new(difference) });
                 }

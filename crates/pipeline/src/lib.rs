@@ -19,9 +19,12 @@
 mod advance;
 mod calculator;
 mod committer;
+mod compute;
 mod config;
 mod counters;
 mod gate;
+#[cfg(test)]
+mod gate_tests;
 mod ground;
 mod halt;
 mod handle;
@@ -36,6 +39,14 @@ mod verdict;
 mod view;
 
 pub use advance::{AdvanceBlock, AdvanceError, AdvanceOptions, Checkpoint, Checkpoints, advance};
+/// The locks and cells of the gate's protocol. A model checker puts its own in their place.
+mod sync {
+    pub(crate) use std::sync::{OnceLock, atomic::AtomicBool};
+
+    pub(crate) use parking_lot::{Condvar, Mutex};
+}
+
+pub use compute::{ComputeError, Computed};
 pub use config::{
     BAL_DRIVEN_VARIABLE, BAL_SHADOW_VARIABLE, Canonical, ConfigError, DIVERGENCE_DIRECTORY_VARIABLE, OnEarlyMismatch,
     PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,
@@ -46,8 +57,8 @@ pub use handle::{BlockHandle, RecordError, VerdictTicket};
 pub use pipeline::{BeginError, Begun, CanonicalError, OpenError, Pipeline};
 pub use request::{BalInput, BlockRequest, BlockResult, RebuiltBal};
 pub use shadow::{
-    AccountField, Computed, Difference, Divergence, DivergenceReport, NotRecorded, Place, RecordedState, ReportError,
-    Reproduction, Source, Value, first_difference,
+    AccountField, Difference, Divergence, DivergenceReport, NotRecorded, Place, RecordedState, ReportError,
+    Reproduction, SideResult, Source, Value, first_difference,
 };
 pub use verdict::{
     BlockError, BlockTimings, ConfirmedBy, Failure, InvalidBlock, InvalidReason, Mode, Outcome, ValidBlock, Verdict,

@@ -142,7 +142,7 @@ impl<R: TrieReader> fmt::Debug for Begun<R> {
 pub struct Pipeline<S: TrieStore> {
     requests: Sender<Request<S::Snapshot>>,
     results: Sender<Execution>,
-    control: Sender<Control>,
+    pub(crate) control: Sender<Control<S::Snapshot>>,
     counters: Arc<Counters>,
     cache: Arc<PageCache>,
     permits: Arc<Permits>,
@@ -206,6 +206,7 @@ impl<S: TrieStore> Pipeline<S> {
             reorg: None,
             heads: std::collections::VecDeque::new(),
             lost_ways: Vec::new(),
+            viewers: Vec::new(),
             canonical_waiters: Vec::new(),
             flush_waiters: Vec::new(),
             touched: std::collections::VecDeque::new(),

@@ -190,6 +190,7 @@ impl<S: TrieStore> Calculator<S> {
     fn break_down(&mut self, failure: Failure) {
         self.broken = Some(failure.clone());
         self.unqueue();
+        self.refuse_viewers(&failure, |_| true);
         let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
         for hash in in_flight {
             if let Some(entry) = self.tree.take(&hash) {

@@ -13,7 +13,7 @@ use super::Shadowed;
 
 /// What a computation came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Computed {
+pub enum SideResult {
     /// Its values.
     State {
         /// The root of the account trie after the block.
@@ -30,14 +30,14 @@ pub enum Computed {
     },
 }
 
-impl From<&FoldOutcome> for Computed {
+impl From<&FoldOutcome> for SideResult {
     fn from(outcome: &FoldOutcome) -> Self {
         let FoldOutcome { computed_state_root, diff, .. } = outcome;
         Self::State { computed_state_root: *computed_state_root, diff: diff.clone(), updates: outcome.updates() }
     }
 }
 
-impl From<&Shadowed> for Computed {
+impl From<&Shadowed> for SideResult {
     fn from(shadowed: &Shadowed) -> Self {
         match shadowed {
             Ok(outcome) => Self::from(outcome),
@@ -184,15 +184,15 @@ impl fmt::Display for Difference {
 }
 
 /// The first thing in which two computations differ; `None` if they are equal.
-pub fn first_difference(bal: &Computed, execution: &Computed) -> Option<Difference> {
+pub fn first_difference(bal: &SideResult, execution: &SideResult) -> Option<Difference> {
     let (left, right) = match (bal, execution) {
-        (Computed::State { .. }, Computed::State { .. }) => (bal, execution),
-        (Computed::Failed { error: left }, Computed::Failed { error: right }) if left == right => return None,
+        (SideResult::State { .. }, SideResult::State { .. }) => (bal, execution),
+        (SideResult::Failed { error: left }, SideResult::Failed { error: right }) if left == right => return None,
         _ => return Some(Difference { place: Place::Outcome, bal: outcome(bal), execution: outcome(execution) }),
     };
     let (
-        Computed::State { computed_state_root: left_root, diff: left, updates: left_rows },
-        Computed::State { computed_state_root: right_root, diff: right, updates: right_rows },
+        SideResult::State { computed_state_root: left_root, diff: left, updates: left_rows },
+        SideResult::State { computed_state_root: right_root, diff: right, updates: right_rows },
     ) = (left, right)
     else {
         return None;
@@ -229,10 +229,10 @@ pub fn first_difference(bal: &Computed, execution: &Computed) -> Option<Differen
     accounts.or_else(codes).or_else(rows).or_else(roots)
 }
 
-fn outcome(computed: &Computed) -> Value {
+fn outcome(computed: &SideResult) -> Value {
     match computed {
-        Computed::State { computed_state_root, .. } => Value::Hash(*computed_state_root),
-        Computed::Failed { error } => Value::Failed(error.clone()),
+        SideResult::State { computed_state_root, .. } => Value::Hash(*computed_state_root),
+        SideResult::Failed { error } => Value::Failed(error.clone()),
     }
 }
 
@@ -319,9 +319,9 @@ mod tests {
         SlotChange { hashed_slot: B256::repeat_byte(key), old: U256::from(old), new: U256::from(new) }
     }
 
-    fn state(root: u8, accounts: Vec<AccountChange>) -> Computed {
+    fn state(root: u8, accounts: Vec<AccountChange>) -> SideResult {
         let diff = StateDiff { accounts, codes: Vec::new() };
-        Computed::State { computed_state_root: B256::repeat_byte(root), diff, updates: TrieUpdates::default() }
+        SideResult::State { computed_state_root: B256::repeat_byte(root), diff, updates: TrieUpdates::default() }
     }
 
     #[test]
@@ -356,7 +356,7 @@ mod tests {
                 (Value::Hash(B256::repeat_byte(1)), Value::Hash(B256::repeat_byte(9))),
             ),
             (
-                Computed::Failed { error: "why".to_owned() },
+                SideResult::Failed { error: "why".to_owned() },
                 Place::Outcome,
                 (Value::Hash(B256::repeat_byte(1)), Value::Failed("why".to_owned())),
             ),

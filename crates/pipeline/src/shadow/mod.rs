@@ -38,7 +38,7 @@ use foldgate_core::{
 };
 
 pub use self::{
-    difference::{AccountField, Computed, Difference, Place, Value, first_difference},
+    difference::{AccountField, Difference, Place, SideResult, Value, first_difference},
     isolated::{NotRecorded, RecordedState},
     report::{DivergenceReport, ReportError, Reproduction},
 };
@@ -142,7 +142,7 @@ pub(crate) fn compare<R: TrieReader>(case: &Case<'_, R>, folder: Option<&Path>) 
             return Compared::Same;
         }
     }
-    let (decided, shadowed) = (Computed::from(case.decided), Computed::from(case.shadowed));
+    let (decided, shadowed) = (SideResult::from(case.decided), SideResult::from(case.shadowed));
     let (bal, execution) = match case.decided_by {
         Source::Bal => (decided, shadowed),
         Source::Execution => (shadowed, decided),

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Case, Source,
-    difference::{Computed, Difference, first_difference},
+    difference::{Difference, SideResult, first_difference},
     isolated,
     isolated::{RecordedState, Recording},
 };
@@ -48,9 +48,9 @@ pub struct DivergenceReport {
     /// The executed writes, in hashed keys.
     pub executed: HashedPostState,
     /// What the list led to.
-    pub by_bal: Computed,
+    pub by_bal: SideResult,
     /// What the executed writes led to.
-    pub by_execution: Computed,
+    pub by_execution: SideResult,
     /// As much of the parent's state as either computation read.
     pub parent_state: RecordedState,
 }
@@ -104,7 +104,11 @@ pub struct Reproduction {
 }
 
 /// Computes both once more in isolation, and notes what they read.
-pub(super) fn record<R: TrieReader>(case: &Case<'_, R>, by_bal: Computed, by_execution: Computed) -> DivergenceReport {
+pub(super) fn record<R: TrieReader>(
+    case: &Case<'_, R>,
+    by_bal: SideResult,
+    by_execution: SideResult,
+) -> DivergenceReport {
     let cache = Arc::new(foldgate_core::PageCache::new(0));
     let noting = isolated(case.parent, &cache).map(super::Isolated::noting);
     let parent_state = match &noting {
@@ -128,14 +132,14 @@ pub(super) fn record<R: TrieReader>(case: &Case<'_, R>, by_bal: Computed, by_exe
     }
 }
 
-fn compute_on<R: TrieReader>(state: &HashedPostState, parent: &R) -> Computed {
+fn compute_on<R: TrieReader>(state: &HashedPostState, parent: &R) -> SideResult {
     // One thread: the same reads each time.
     let options = FoldOptions::SERIAL;
     let folded = match resolve(state, parent) {
         Ok(changes) => fold(parent, changes, &options).map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
     };
-    Computed::from(&folded)
+    SideResult::from(&folded)
 }
 
 impl DivergenceReport {

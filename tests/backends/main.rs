@@ -28,6 +28,7 @@ mod advance;
 mod differential;
 mod faulty;
 mod judgement;
+mod late;
 mod moving;
 mod pipeline;
 mod races;

@@ -21,14 +21,17 @@ pub(super) struct Isolated<R> {
     noted: Option<Arc<Mutex<Noted>>>,
 }
 
+/// Leaves in order of their keys.
+type Page<V> = Vec<(B256, V)>;
+
 /// What was asked, and the answers.
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     accounts: BTreeMap<B256, Option<Account>>,
     slots: BTreeMap<(B256, B256), U256>,
     rows: BTreeMap<NodeKey, Option<Bytes>>,
-    account_pages: BTreeMap<(B256, usize), Vec<(B256, Account)>>,
-    slot_pages: BTreeMap<(B256, B256, usize), Vec<(B256, U256)>>,
+    account_pages: BTreeMap<(B256, usize), Page<Account>>,
+    slot_pages: BTreeMap<(B256, B256, usize), Page<U256>>,
 }
 
 impl<R: TrieReader> Isolated<R> {
@@ -132,8 +135,8 @@ pub struct RecordedState {
     accounts: Vec<(B256, Option<Account>)>,
     slots: Vec<((B256, B256), U256)>,
     rows: Vec<(NodeKey, Option<Bytes>)>,
-    account_pages: Vec<((B256, usize), Vec<(B256, Account)>)>,
-    slot_pages: Vec<((B256, B256, usize), Vec<(B256, U256)>)>,
+    account_pages: Vec<((B256, usize), Page<Account>)>,
+    slot_pages: Vec<((B256, B256, usize), Page<U256>)>,
 }
 
 /// Something was asked of a recorded state that was not asked when it was recorded.

@@ -24,6 +24,7 @@
 //! 2. The units of a chunk are in use, in one free list, or in one writer's hands: never in two of these.
 //! 3. Names are handed out by [`Writer::node`] alone, and only names that were handed out and not freed are looked up.
 //!    This module's callers see to the second half; nobody outside of `trie` can name a node.
+//! 4. Every byte of a chunk is initialised as long as the chunk is there.
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
@@ -174,7 +175,6 @@ impl Pool {
         let chunks = missing(&self.free.lock());
         for _ in 0..chunks {
             let chunk = Chunk::new();
-            chunk.touch();
             let mut free = self.free.lock();
             if missing(&free) > 0 {
                 self.add_chunk(&mut free, chunk);
@@ -236,16 +236,12 @@ impl Chunk {
         // Nodes lie scattered over the chunks: with small pages, most looks at one would miss the address cache too.
         #[cfg(target_os = "linux")]
         // SAFETY: the range is one that was just allocated; advice changes no content. A refusal changes nothing else.
-        let _refused = unsafe { libc::madvise(start.as_ptr().cast(), CHUNK_BYTES, libc::MADV_HUGEPAGE) };
+        let _refused =
+            unsafe { rustix::mm::madvise(start.as_ptr().cast(), CHUNK_BYTES, rustix::mm::Advice::LinuxHugepage) };
+        // Invariant 4: once for all nodes to come. It puts memory behind every page, so advice comes first.
+        // SAFETY: the whole of the chunk, which nobody else knows of.
+        unsafe { start.as_ptr().write_bytes(0, CHUNK_BYTES) };
         Self(start)
-    }
-
-    /// Makes the system put memory behind every page.
-    fn touch(&self) {
-        for page in (0..CHUNK_BYTES).step_by(4096) {
-            // SAFETY: within the chunk, which nobody else knows of.
-            unsafe { self.0.as_ptr().add(page).write_volatile(0) };
-        }
     }
 
     fn into_raw(self) -> *mut u8 {
@@ -302,12 +298,9 @@ impl Writer {
         let units = length.div_ceil(UNIT);
         let at = self.take(units);
         let start = self.pool.unit(at);
-        // SAFETY: these units belong to this writer alone (invariant 2), lie within one chunk (invariant 1), and
-        // nobody knows their name yet. They are initialised before a slice of them is made.
-        let bytes = unsafe {
-            start.as_ptr().write_bytes(0, units * UNIT);
-            std::slice::from_raw_parts_mut(start.as_ptr(), units * UNIT)
-        };
+        // SAFETY: these units belong to this writer alone (invariant 2), lie within one chunk (invariant 1), are
+        // initialised (invariant 4), and nobody knows their name yet.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), units * UNIT) };
         bytes[0..4].copy_from_slice(&plan.epoch.to_le_bytes());
         bytes[4..6].copy_from_slice(&(row_length as u16).to_le_bytes());
         bytes[6] = units as u8;

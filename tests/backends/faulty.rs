@@ -7,8 +7,9 @@ use std::sync::{
 
 use alloy_primitives::{B256, Bytes, U256};
 use foldgate::core::{
-    Account, AccountInfo, BackendError, BlockNumber, CommitBatch, LoadError, LoadSource, MemoryError, MemoryStore,
-    NodeKey, Refusal, ReverseDiff, StateAnchor, StateReader, TrieReader, TrieStore, UnwindBatch,
+    Account, AccountInfo, BackendError, BalStore, BlockNumHash, BlockNumber, CommitBatch, LoadError, LoadSource,
+    MemoryError, MemoryStore, NodeKey, Refusal, ReverseDiff, StateAnchor, StateReader, TrieReader, TrieStore,
+    UnwindBatch,
 };
 
 /// What the store fails with.
@@ -160,5 +161,16 @@ impl TrieStore for FaultyStore {
 
     fn reverse_diff(&self, number: BlockNumber) -> Result<Option<ReverseDiff>, Fault> {
         Ok(self.inner.reverse_diff(number)?)
+    }
+}
+
+impl BalStore for FaultyStore {
+    fn bal(&self, block: BlockNumHash) -> Result<Option<Bytes>, Fault> {
+        Ok(self.inner.bal(block)?)
+    }
+
+    fn prune_below(&self, below: BlockNumber) -> Result<u64, Fault> {
+        check(&self.switches.commits_fail)?;
+        Ok(self.inner.prune_below(below)?)
     }
 }

@@ -25,8 +25,11 @@ macro_rules! stamp_all {
 }
 
 mod differential;
+mod durability;
 mod faulty;
 mod judgement;
+mod kills;
+mod logs;
 mod moving;
 mod pipeline;
 mod races;

@@ -19,8 +19,8 @@ use foldgate::{
     BlockRequest, BlockResult, Pipeline, PipelineConfig, StateReader as _, TrieReader, TrieStore, Verdict,
     core::keys::hash_address,
     pipeline::{
-        BeginError, Begun, BlockError, BlockHandle, Canonical, InvalidReason, OnEarlyMismatch, Outcome, ReadError,
-        RecordError, VerdictTicket,
+        BackgroundFlush, BeginError, Begun, BlockError, BlockHandle, Canonical, Flush, InvalidReason, OnEarlyMismatch,
+        Outcome, ReadError, RecordError, VerdictTicket,
     },
 };
 use foldgate_testing::{
@@ -30,6 +30,7 @@ use foldgate_testing::{
 
 use crate::{
     faulty::FaultyStore,
+    logs::SharedLog,
     races::{eventually, resolved},
     support::{assert_state, honest, load},
 };
@@ -177,9 +178,16 @@ fn request(block: &SimBlock, list: List) -> BlockRequest {
 
 fn config(dice: &mut Dice) -> PipelineConfig {
     let size = |number: u64| NonZeroUsize::new(number as usize).unwrap();
+    let auto = dice.one_in(2);
+    let background = BackgroundFlush {
+        keep_in_memory: dice.roll(6) as usize,
+        blocks: size(1 + dice.roll(8)),
+        bytes: [1, 64 << 20][dice.roll(2) as usize],
+        interval: Duration::from_millis([1, 60_000][dice.roll(2) as usize]),
+    };
     PipelineConfig {
         bal_driven: !dice.one_in(5),
-        canonical: if dice.one_in(2) { Canonical::Auto } else { Canonical::Explicit },
+        canonical: if auto { Canonical::Auto } else { Canonical::Explicit },
         on_early_mismatch: if dice.one_in(2) { OnEarlyMismatch::Fail } else { OnEarlyMismatch::FindReason },
         warm_up: dice.one_in(2),
         threads: size(1 + dice.roll(4)),
@@ -187,6 +195,12 @@ fn config(dice: &mut Dice) -> PipelineConfig {
         max_orphans: dice.roll(8) as usize,
         max_remembered: if dice.one_in(2) { 1024 } else { dice.roll(4) as usize },
         page_cache_bytes: [0, 20 << 10, 256 << 20][dice.roll(3) as usize],
+        flush: if dice.one_in(4) { Flush::Synchronous } else { Flush::Background(background) },
+        // Where nobody names a head, nothing makes room.
+        max_unflushed_bytes: if auto && dice.one_in(2) { 2000 } else { 512 << 20 },
+        records_per_sync: size(1 + dice.roll(8)),
+        keep_records: dice.roll(130),
+        keep_bals: [None, Some(64)][dice.roll(2) as usize],
     }
 }
 
@@ -324,7 +338,7 @@ fn seeds() -> Range<u64> {
 }
 
 /// `disk` makes reads fail, and no longer.
-fn storm<S: TrieStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> u64 {
+fn storm<S: foldgate::core::BalStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> u64 {
     let mut dice = Dice(seed);
     let mut sim = Sim::new(seed, SIZE);
     let genesis = sim.genesis();
@@ -333,7 +347,11 @@ fn storm<S: TrieStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> u64
     let config = config(&mut dice);
     println!("{config:?}, {} blocks, rejected: {:?}", tree.blocks.len() - 1, tree.rejected);
     let explicit = config.canonical == Canonical::Explicit;
-    let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
+    let log = (!dice.one_in(4)).then(SharedLog::default);
+    let pipeline = match &log {
+        Some(log) => Pipeline::open_with_log(Arc::clone(&store), log.clone(), config.clone()).unwrap(),
+        None => Pipeline::open(Arc::clone(&store), config.clone()).unwrap(),
+    };
     let storm = Storm { tree: &tree, pipeline: &pipeline, tickets: Mutex::default(), admitted: AtomicU64::new(0) };
 
     let over = AtomicBool::new(false);
@@ -386,6 +404,13 @@ fn storm<S: TrieStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> u64
         over.store(true, Ordering::Relaxed);
     });
     let folded_ahead = settle(storm, &*store, explicit);
+    drop(pipeline);
+    if let Some(log) = log {
+        // What is left in the log, of branches that may still win, folds again over what is in the store.
+        let before = store.tip().unwrap().unwrap();
+        let pipeline = Pipeline::open_with_log(Arc::clone(&store), log, config).unwrap();
+        assert_eq!(pipeline.flush().unwrap(), before);
+    }
     let by_hash: HashMap<_, _> = tree.blocks.iter().map(|block| (block.facts.block.hash, block)).collect();
     let tip = store.tip().unwrap().unwrap().block.hash;
     assert_state(&*store, by_hash[&tip]);
@@ -417,6 +442,7 @@ fn settle<S: TrieStore>(storm: Storm<'_, S>, store: &S, explicit: bool) -> u64 {
             Err(error) => panic!("block {at}: {error}"),
         });
     }
+    pipeline.flush().unwrap();
     let leaves = (0..tree.blocks.len()).filter(|at| !tree.is_doomed(*at) && tree.descends(*at, tip(store)));
     let leaves: Vec<_> = leaves.collect();
     if explicit {

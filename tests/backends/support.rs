@@ -85,7 +85,7 @@ pub(crate) fn load<S: TrieStore>(store: S, genesis: &SimBlock) -> Arc<S> {
 }
 
 /// Opens a pipeline in the BAL-driven mode.
-pub(crate) fn bal_driven<S: TrieStore>(store: &Arc<S>) -> Pipeline<S> {
+pub(crate) fn bal_driven<S: foldgate::core::BalStore>(store: &Arc<S>) -> Pipeline<S> {
     Pipeline::open(Arc::clone(store), PipelineConfig::default().with_bal_driven(true)).unwrap()
 }
 

@@ -25,7 +25,7 @@ use std::{
 use alloy_consensus::Header;
 use alloy_primitives::{Address, Bytes, Sealed};
 use crossbeam_channel::{Receiver, unbounded};
-use foldgate_core::{BlockNumHash, StateAnchor, TrieStore};
+use foldgate_core::{BalStore, BlockNumHash, StateAnchor, TrieStore};
 use foldgate_evm::{Block, ChainSpec, drive, request};
 use foldgate_pipeline::{
     BeginError, Begun, BlockError, BlockHandle, Failure, InvalidReason, Mode, Pipeline, PipelineConfig, Verdict,
@@ -198,7 +198,7 @@ struct Waiting {
     outcome: Result<VerdictTicket, Verdict>,
 }
 
-impl<'a, S: TrieStore> Importer<'a, S> {
+impl<'a, S: BalStore> Importer<'a, S> {
     /// Opens a pipeline on the store, which stands at `parent`.
     ///
     /// # Errors

@@ -9,7 +9,8 @@
 //!
 //! Every event touches a block; `Calculator::step` (in `steps.rs`) then does whatever has become possible for it, and touches its
 //! children when they may profit. A step is a function of the block's stages and its parent's, so the order in which
-//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`. Requests are taken first, because a result may overtake its request's successors.
+//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`, and
+//! when in `durable.rs`. Requests are taken first, because a result may overtake its request's successors.
 //!
 //! Invariants:
 //! 1. A block is judged valid only with its execution ended and confirmed, its root equal to the header's, and its
@@ -18,8 +19,11 @@
 //! 3. An outcome is sent once; a block whose outcome was sent is out of the tree's blocks in flight.
 
 mod canonical;
+mod durable;
 mod ends;
 mod steps;
+
+pub(crate) use durable::Backlog;
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
@@ -103,11 +107,14 @@ pub(crate) struct Calculator<S: TrieStore> {
     pub(crate) canonical_waiters: Vec<(BlockNumHash, Sender<Result<(), CanonicalError>>)>,
     pub(crate) flush_waiters: Vec<Sender<Result<StateAnchor, Failure>>>,
     pub(crate) touched: VecDeque<BlockHash>,
+    pub(crate) backlog: Backlog,
 }
 
 impl<S: TrieStore> Calculator<S> {
     /// Runs until told to shut down, or until every sender is gone.
     pub(crate) fn run(mut self, inbox: &Inbox<S>) {
+        let ticks = durable::ticks(&self.config.flush);
+        self.release();
         loop {
             let goes_on = select_biased! {
                 recv(inbox.requests) -> request => request.map(|request| self.on_request(request)).is_ok(),
@@ -117,6 +124,7 @@ impl<S: TrieStore> Calculator<S> {
                     Ok(Control::Shutdown) | Err(_) => false,
                     Ok(control) => { self.on_control(control); true }
                 },
+                recv(ticks) -> _ => { self.release(); true }
             };
             if !goes_on {
                 break;
@@ -308,9 +316,11 @@ impl<S: TrieStore> Calculator<S> {
             | JobMessage::Folded { attempt, .. }
             | JobMessage::Compared { attempt, .. }
             | JobMessage::Panicked { attempt, .. } => *attempt,
-            JobMessage::Committed { .. } => {
-                if let JobMessage::Committed { layers, result } = answer {
-                    self.on_committed(&layers, result);
+            JobMessage::Committed { .. } | JobMessage::Broken(_) => {
+                match answer {
+                    JobMessage::Committed { layers, result } => self.on_committed(&layers, result),
+                    JobMessage::Broken(failure) => self.break_down(failure),
+                    _ => {}
                 }
                 return;
             }
@@ -379,6 +389,7 @@ impl<S: TrieStore> Calculator<S> {
             Control::SetCanonical { head, reply } => self.set_canonical(head, reply),
             Control::Flush { reply } => {
                 self.flush_waiters.push(reply);
+                self.release();
                 self.answer_waiters();
             }
             // Handled by the loop.

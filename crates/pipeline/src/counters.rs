@@ -19,17 +19,21 @@ pub enum SkipReason {
     EarlyRootMismatch,
     /// Execution did not confirm a list that the header does not commit to.
     NotConfirmed,
+    /// It was judged before a restart, from its executed writes for one of the other reasons, and computed again from its
+    /// record. Verdicts name it; it is never counted.
+    Recovered,
 }
 
 impl SkipReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::SwitchedOff,
         Self::NoBal,
         Self::BeforeCancun,
         Self::BalRefused,
         Self::EarlyRootMismatch,
         Self::NotConfirmed,
+        Self::Recovered,
     ];
 
     /// The reason's name in reports.
@@ -41,6 +45,7 @@ impl SkipReason {
             Self::BalRefused => "bal_refused",
             Self::EarlyRootMismatch => "early_root_mismatch",
             Self::NotConfirmed => "not_confirmed",
+            Self::Recovered => "recovered",
         }
     }
 }

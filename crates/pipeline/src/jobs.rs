@@ -20,7 +20,7 @@ use alloy_primitives::{B256, Bytes};
 use crossbeam_channel::{Receiver, Sender};
 use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch};
 use foldgate_core::{
-    AccountInfo, BlockFacts, Cached, CommitBatch, HashedPostState, Layer, Overlay, PageCache, TouchedAccount,
+    AccountInfo, BalStore, BlockFacts, Cached, CommitBatch, HashedPostState, Layer, Overlay, PageCache, TouchedAccount,
     TouchedSlot, TrieReader, TrieStore, Version, resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
 };
@@ -29,6 +29,7 @@ use parking_lot::Mutex;
 
 use crate::{
     handle::{AttemptId, Shared},
+    retention::Retention,
     verdict::Failure,
 };
 
@@ -82,6 +83,8 @@ pub(crate) enum JobMessage<S: TrieStore> {
         layers: Vec<Arc<Layer>>,
         result: Result<Cached<S::Snapshot>, Failure>,
     },
+    /// A record could not be made durable, or the store not be pruned.
+    Broken(Failure),
 }
 
 /// Decodes and validates a raw list, and hashes its keys for leaves and warm-up alike.
@@ -167,6 +170,14 @@ impl Pool {
         Ok(Self { pool: Some(pool), threads: handles })
     }
 
+    /// Runs work on the pool's threads, and waits for it.
+    pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
     /// Runs a job of a block; its answer, or its panic, goes to the calculator.
     pub(crate) fn spawn<S: TrieStore>(
         &self,
@@ -225,11 +236,12 @@ fn batches(run: &[Arc<Layer>]) -> Vec<CommitBatch> {
 
 /// The committer's loop: makes blocks durable in the order in which they come, and together those that have gathered
 /// while it was at work; the cache follows. After a failure it commits nothing more.
-pub(crate) fn commit_loop<S: TrieStore>(
+pub(crate) fn commit_loop<S: BalStore>(
     store: &S,
     cache: &Arc<PageCache>,
     layers: &Receiver<Arc<Layer>>,
     answers: &Sender<JobMessage<S>>,
+    mut retention: Retention,
 ) {
     while let Ok(first) = layers.recv() {
         // What was queued meanwhile goes along.
@@ -253,6 +265,13 @@ pub(crate) fn commit_loop<S: TrieStore>(
         // The calculator is gone at shutdown; what was acknowledged is committed all the same.
         let _shut_down = answers.send(JobMessage::Committed { layers: run, result });
         if failed {
+            return;
+        }
+        let pruned = catch_unwind(AssertUnwindSafe(|| retention.prune(store, tip.number)))
+            .unwrap_or_else(|payload| Err(Failure::Panicked(panic_message(payload.as_ref()))));
+        if let Err(failure) = pruned {
+            // As above.
+            let _shut_down = answers.send(JobMessage::Broken(failure));
             return;
         }
     }

@@ -11,32 +11,42 @@
 //!      |                  |<------------------------------- root, diff ----|                          |
 //!      |               verdict: root == header's, list confirmed by execution                         |
 //!      |<----ticket -----|-------------- layer in memory: the children's fold gates open             |
-//!                         |---------------------------------------------------- one atomic commit --->|
+//!                         |-- record --> [log] --synced--> acknowledged                               |
+//!                         |---------------- canonical blocks, merged, later: one atomic commit ------>|
 //! ```
+//!
+//! With a record log ([`Pipeline::open_with_log`]) a block is durable as soon as its record is. Without one
+//! ([`Pipeline::open`]) it is when the store has it.
 //!
 //! It works on any [`foldgate_core::TrieStore`] and knows no backend's name.
 
 mod calculator;
 mod config;
 mod counters;
+mod durability;
 mod gate;
 mod halt;
 mod handle;
 mod jobs;
 mod permits;
 mod pipeline;
+mod recovery;
 mod request;
+mod retention;
 mod tree;
 mod verdict;
 mod view;
 
 pub use config::{
-    BAL_DRIVEN_VARIABLE, Canonical, ConfigError, OnEarlyMismatch, PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,
+    BAL_DRIVEN_VARIABLE, BAL_RETENTION_BLOCKS, BackgroundFlush, Canonical, ConfigError, Flush, OnEarlyMismatch,
+    PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,
 };
 pub use counters::{CounterSnapshot, SkipReason};
+pub use durability::{Acknowledgement, NotAcknowledged};
 pub use halt::{CancelToken, Halt};
 pub use handle::{BlockHandle, RecordError, VerdictTicket};
 pub use pipeline::{BeginError, Begun, CanonicalError, OpenError, Pipeline};
+pub use recovery::{RecoveryError, RecoveryReport};
 pub use request::{BalInput, BlockRequest, BlockResult, RebuiltBal};
 pub use verdict::{
     BlockError, BlockTimings, ConfirmedBy, Failure, InvalidBlock, InvalidReason, Mode, Outcome, ValidBlock, Verdict,

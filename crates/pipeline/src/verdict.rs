@@ -6,7 +6,7 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use alloy_primitives::B256;
 use foldgate_bal::BalError;
-use foldgate_core::{BlockNumHash, Layer};
+use foldgate_core::{BlockNumHash, BlockNumber, Layer};
 
 use crate::{counters::SkipReason, halt::Halt};
 
@@ -29,6 +29,8 @@ pub enum ConfirmedBy {
     PostState,
     /// The state was computed from the executed writes themselves.
     Execution,
+    /// The block was confirmed before a restart, and computed again from its record.
+    Record,
 }
 
 /// Where a block's time went. Each is a duration on the pipeline's clock; zero where a step did not happen.
@@ -165,6 +167,17 @@ pub enum Failure {
     Commit {
         /// The block.
         block: BlockNumHash,
+        /// The store's error.
+        error: Arc<dyn Error + Send + Sync>,
+    },
+    /// A record could not be made durable; the pipeline takes no more blocks.
+    #[error("the record log failed: {0}")]
+    Log(Arc<dyn Error + Send + Sync>),
+    /// Old access lists could not be dropped from the store; the pipeline takes no more blocks.
+    #[error("pruning what is older than block {below} failed: {error}")]
+    Prune {
+        /// The lowest height to keep.
+        below: BlockNumber,
         /// The store's error.
         error: Arc<dyn Error + Send + Sync>,
     },

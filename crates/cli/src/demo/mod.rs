@@ -20,7 +20,7 @@ use std::{
 
 use alloy_primitives::B256;
 use foldgate_core::{
-    MemoryStore, TrieReader, TrieStore,
+    BalStore, MemoryStore, TrieReader, TrieStore,
     trie::bulk::{LoadItem, StateItems},
 };
 use foldgate_evm::AmsterdamRules;
@@ -145,7 +145,7 @@ impl OnBackend for Demo<'_> {
     }
 }
 
-fn demo<S: TrieStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoError> {
+fn demo<S: BalStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoError> {
     if store.tip().map_err(read_error)?.is_some() {
         return Err(DemoError::NotEmpty { path: args.dir.clone().unwrap_or_default() });
     }

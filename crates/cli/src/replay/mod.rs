@@ -22,7 +22,7 @@ use std::{io::Write, sync::Arc};
 use alloy_consensus::Header;
 use alloy_hardforks::EthereumHardforks;
 use alloy_primitives::Sealed;
-use foldgate_core::{StateAnchor, TrieReader, TrieStore};
+use foldgate_core::{BalStore, StateAnchor, TrieReader, TrieStore};
 use foldgate_evm::{ChainSpec, recover_senders};
 use foldgate_testing::chains::{read_genesis, read_head_state};
 
@@ -107,7 +107,7 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> ReplayError 
     ChainStoreError::Store(Box::new(error)).into()
 }
 
-fn replay<S: TrieStore>(args: &ReplayArgs, origin: &Origin, store: &Arc<S>) -> Result<Report, ReplayError> {
+fn replay<S: BalStore>(args: &ReplayArgs, origin: &Origin, store: &Arc<S>) -> Result<Report, ReplayError> {
     let from = origin.tip(&**store)?;
     let lists = args.bals.as_deref().map(Lists::open).transpose()?;
     let scan = scan(&args.chain, lists.as_ref(), &origin.header, from)?;

@@ -21,30 +21,13 @@ use crate::{
 
 impl<S: TrieStore> Calculator<S> {
     pub(super) fn set_canonical(&mut self, head: BlockHash, reply: Sender<Result<(), CanonicalError>>) {
-        let durable = self.tree.tip();
-        let answer = match self.tree.nodes.get(&head) {
-            _ if head == durable.hash => Some(Ok(())),
-            Some(Node::InFlight(entry)) => Some(Err(CanonicalError::NotJudged(entry.block()))),
-            None => Some(Err(CanonicalError::Unknown(head))),
-            Some(Node::Committed(Committed { layer, durability: Durability::Queued { .. }, .. })) => {
-                self.canonical_waiters.push((layer.anchor.block, reply.clone()));
-                None
+        match self.move_head(head) {
+            Ok(block) => {
+                self.await_head(block, reply);
+                self.release();
             }
-            Some(Node::Committed(Committed { layer, .. })) => {
-                let block = layer.anchor.block;
-                match self.tree.path_to(head) {
-                    None => Some(Err(CanonicalError::NotADescendant { block, of: self.tree.queued_head })),
-                    Some(path) => {
-                        self.canonical_waiters.push((block, reply.clone()));
-                        path.iter().for_each(|layer| self.queue(layer.anchor.block, None));
-                        None
-                    }
-                }
-            }
-        };
-        if let Some(answer) = answer {
             // The caller waits for the answer; if it is gone, nobody does.
-            let _gone = reply.send(answer);
+            Err(error) => drop(reply.send(Err(error))),
         }
         self.answer_waiters();
     }
@@ -72,25 +55,31 @@ impl<S: TrieStore> Calculator<S> {
                         committed.durability = Durability::Durable;
                     }
                 }
+                self.note_durable(layers);
                 for lost in self.tree.prune() {
                     self.halt(&lost, Halt::ForkLost);
                 }
+                self.sweep();
             }
-            Err(failure) => {
-                self.broken = Some(failure.clone());
-                // What was queued will not be committed: its room is given back, so that callers get to hear why.
-                for node in self.tree.nodes.values_mut() {
-                    if let Node::Committed(Committed { durability: durability @ Durability::Queued { .. }, .. }) = node
-                    {
-                        *durability = Durability::InMemory;
-                    }
-                }
-                let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
-                for hash in in_flight {
-                    if let Some(entry) = self.tree.take(&hash) {
-                        self.close_failed(entry, failure.clone());
-                    }
-                }
+            Err(failure) => self.break_down(failure),
+        }
+        self.answer_waiters();
+    }
+
+    /// A commit, or the log, has failed: nothing is admitted any more, and everything in flight is told.
+    pub(super) fn break_down(&mut self, failure: Failure) {
+        self.broken = Some(failure.clone());
+        // What was queued will not be committed: its room is given back, so that callers get to hear why.
+        for node in self.tree.nodes.values_mut() {
+            if let Node::Committed(Committed { durability: durability @ Durability::Queued { .. }, .. }) = node {
+                *durability = Durability::InMemory;
+            }
+        }
+        self.give_up_backlog(&failure);
+        let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
+        for hash in in_flight {
+            if let Some(entry) = self.tree.take(&hash) {
+                self.close_failed(entry, failure.clone());
             }
         }
         self.answer_waiters();
@@ -114,7 +103,7 @@ impl<S: TrieStore> Calculator<S> {
             }
             !done
         });
-        if self.tree.queued_head == durable.block {
+        if self.backlog.head == durable.block {
             for waiter in self.flush_waiters.drain(..) {
                 let _gone = waiter.send(Ok(durable));
             }

@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use alloy_primitives::{B256, U256};
+use alloy_primitives::{B256, Bytes, U256};
 use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 
 use super::{Cached, cached::Ahead};
@@ -185,7 +185,7 @@ impl Walk {
                     return Ok(Warmed::Stopped);
                 }
                 let keys: Vec<_> = fronts.iter().map(|front| front.key).collect();
-                for (front, row) in fronts.iter().zip(reader.nodes(&keys)?) {
+                for (front, row) in fronts.iter().zip(side_by_side(reader.nodes(&keys)?)) {
                     // A row that is malformed ends the path here. The fold will say so.
                     let head = row.as_ref().and_then(|row| RowHead::decode(row, front.key.path.len()).ok());
                     let sole = row.is_none() && front.key.path.is_empty();
@@ -286,6 +286,20 @@ impl Walk {
             self.meet(front.key.trie, &slot, keys, ahead);
         }
     }
+}
+
+/// Copies rows into one piece of memory, in which the fold will come by them in the same order.
+fn side_by_side(mut rows: Vec<Option<Bytes>>) -> Vec<Option<Bytes>> {
+    let mut all = Vec::with_capacity(rows.iter().flatten().map(|row| row.len()).sum());
+    rows.iter().flatten().for_each(|row| all.extend_from_slice(row));
+    let all = Bytes::from(all);
+    let mut at = 0;
+    for row in rows.iter_mut().flatten() {
+        let end = at + row.len();
+        *row = all.slice(at..end);
+        at = end;
+    }
+    rows
 }
 
 /// A nibble of a key, of which there are 64; a branch lies above the last one.

@@ -243,7 +243,7 @@ fn what_is_read_is_the_same_before_during_and_after_a_flush<F: StoreFactory>(fac
 fn old_lists_are_pruned<F: StoreFactory>(factory: &F) {
     let (_, blocks) = chain(26, 30);
     let (store, dir) = (load(factory.fresh(), &blocks[0]), TempDir::new().unwrap());
-    let config = PipelineConfig { keep_bals: Some(10), keep_records: 4, ..config(background(0, 1)) };
+    let config = PipelineConfig { keep_bals: Some(10), unwind_depth: 4, ..config(background(0, 1)) };
     let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), config).unwrap();
     for block in &blocks[1..] {
         acknowledged(&pipeline, request(block), block);
@@ -387,7 +387,8 @@ fn without_a_log_blocks_are_acknowledged_by_the_store() {
     let (mut sim, blocks) = chain(32, 3);
     let side = sim.child(&blocks[0]);
     let store = load(FaultyStore::new(), &blocks[0]);
-    let pipeline = Pipeline::open(Arc::clone(&store), config(Flush::default())).unwrap();
+    let config = PipelineConfig { unwind_depth: 0, ..config(Flush::default()) };
+    let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
     let held = store.switches.commits_wait.lock().unwrap();
     let ticket = execute(start(&pipeline, request(&blocks[1])), &blocks[1]);
     let acknowledgement = ticket.acknowledgement();

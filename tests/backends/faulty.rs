@@ -170,7 +170,6 @@ impl BalStore for FaultyStore {
     }
 
     fn prune_below(&self, below: BlockNumber) -> Result<u64, Fault> {
-        check(&self.switches.commits_fail)?;
         Ok(self.inner.prune_below(below)?)
     }
 }

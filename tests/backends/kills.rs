@@ -76,7 +76,7 @@ fn config() -> PipelineConfig {
     let flush =
         BackgroundFlush { keep_in_memory: 2, blocks: NonZeroUsize::new(3).unwrap(), ..BackgroundFlush::default() };
     let config = PipelineConfig::default().with_bal_driven(true).with_flush(Flush::Background(flush));
-    PipelineConfig { keep_records: 1, threads: NonZeroUsize::MIN, ..config }
+    PipelineConfig { unwind_depth: 1, threads: NonZeroUsize::MIN, ..config }
 }
 
 fn survives_kills<S: BalStore>(test: &str, open: impl Fn(&Path) -> S) {

@@ -33,5 +33,6 @@ mod logs;
 mod moving;
 mod pipeline;
 mod races;
+mod reorgs;
 mod storm;
 mod support;

@@ -129,7 +129,12 @@ fn siblings_fold_from_their_own_parent<F: StoreFactory>(factory: &F) {
     let mut sim = Sim::new(5, SimSize::default());
     let genesis = sim.genesis();
     let store = load(factory.fresh(), &genesis);
-    let config = PipelineConfig { canonical: Canonical::Explicit, bal_driven: true, ..PipelineConfig::default() };
+    let config = PipelineConfig {
+        canonical: Canonical::Explicit,
+        bal_driven: true,
+        unwind_depth: 0,
+        ..PipelineConfig::default()
+    };
     let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
     // A tree: three children of the genesis, each with two children, each with one.
     let mut generation = vec![genesis];

@@ -297,7 +297,7 @@ fn a_circle_of_parents_stops_nothing() {
 #[test]
 fn a_child_of_a_dropped_branch_is_refused() {
     let (mut sim, genesis, store) = world(53);
-    let pipeline = Pipeline::open(store, explicit()).unwrap();
+    let pipeline = Pipeline::open(store, PipelineConfig { unwind_depth: 0, ..explicit() }).unwrap();
     let winner = child(&mut sim, &genesis);
     let mut side = vec![genesis];
     for _ in 0..3 {

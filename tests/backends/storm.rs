@@ -17,10 +17,10 @@ use std::{
 use alloy_primitives::{Address, B256, Bytes, keccak256};
 use foldgate::{
     BlockRequest, BlockResult, Pipeline, PipelineConfig, StateReader as _, TrieReader, TrieStore, Verdict,
-    core::keys::hash_address,
+    core::{BalStore, keys::hash_address},
     pipeline::{
-        BackgroundFlush, BeginError, Begun, BlockError, BlockHandle, Canonical, Flush, InvalidReason, OnEarlyMismatch,
-        Outcome, ReadError, RecordError, VerdictTicket,
+        BackgroundFlush, BeginError, Begun, BlockError, BlockHandle, Canonical, CanonicalError, CounterSnapshot, Flush,
+        InvalidReason, OnEarlyMismatch, Outcome, ReadError, RecordError, VerdictTicket,
     },
 };
 use foldgate_testing::{
@@ -178,7 +178,6 @@ fn request(block: &SimBlock, list: List) -> BlockRequest {
 
 fn config(dice: &mut Dice) -> PipelineConfig {
     let size = |number: u64| NonZeroUsize::new(number as usize).unwrap();
-    let auto = dice.one_in(2);
     let background = BackgroundFlush {
         keep_in_memory: dice.roll(6) as usize,
         blocks: size(1 + dice.roll(8)),
@@ -187,19 +186,18 @@ fn config(dice: &mut Dice) -> PipelineConfig {
     };
     PipelineConfig {
         bal_driven: !dice.one_in(5),
-        canonical: if auto { Canonical::Auto } else { Canonical::Explicit },
+        canonical: if dice.one_in(2) { Canonical::Auto } else { Canonical::Explicit },
         on_early_mismatch: if dice.one_in(2) { OnEarlyMismatch::Fail } else { OnEarlyMismatch::FindReason },
         warm_up: dice.one_in(2),
         threads: size(1 + dice.roll(4)),
         max_in_flight: size(1 + dice.roll(24)),
         max_orphans: dice.roll(8) as usize,
+        unwind_depth: [0, 1, 2, 128][dice.roll(4) as usize],
         max_remembered: if dice.one_in(2) { 1024 } else { dice.roll(4) as usize },
         page_cache_bytes: [0, 20 << 10, 256 << 20][dice.roll(3) as usize],
         flush: if dice.one_in(4) { Flush::Synchronous } else { Flush::Background(background) },
-        // Where nobody names a head, nothing makes room.
-        max_unflushed_bytes: if auto && dice.one_in(2) { 2000 } else { 512 << 20 },
+        max_unflushed_bytes: [2000, 512 << 20][dice.roll(2) as usize],
         records_per_sync: size(1 + dice.roll(8)),
-        keep_records: dice.roll(130),
         keep_bals: [None, Some(64)][dice.roll(2) as usize],
     }
 }
@@ -285,6 +283,43 @@ impl<S: TrieStore> Storm<'_, S> {
         self.tickets.lock().unwrap().push((delivery.block, delivery.list, ticket));
     }
 
+    /// Delivers a block honestly until it is judged.
+    fn see_judged(&self, at: usize) {
+        let delivery = Delivery { block: at, list: List::Payload, end: End::Honest, hesitates: false, reads: true };
+        let request = || request(&self.tree.blocks[at], List::Payload);
+        eventually("a block is never judged", || match self.pipeline.begin(request()) {
+            Ok(Begun::Known(verdict)) => {
+                self.check(at, List::Payload, &Ok(verdict));
+                Some(())
+            }
+            Ok(Begun::Started(handle)) => {
+                self.execute(&delivery, handle);
+                None
+            }
+            // Durable already, and the verdict forgotten; or out of reach.
+            Err(BeginError::BelowTip { .. }) => Some(()),
+            Err(BeginError::Busy { .. } | BeginError::InFlight(_)) => None,
+            Err(error) => panic!("block {at}: {error}"),
+        });
+    }
+
+    /// Moves the head to any block of the tree, from wherever it is. Where the settings allow any depth, no block is out
+    /// of reach.
+    fn hop(&self, store: &S, at: usize, any_depth: bool) {
+        let mut path = vec![at];
+        while path[path.len() - 1] != 0 {
+            path.push(self.tree.parents[path[path.len() - 1]]);
+        }
+        path.iter().rev().skip(1).for_each(|block| self.see_judged(*block));
+        match self.pipeline.set_canonical(self.tree.blocks[at].facts.block.hash) {
+            Ok(()) => assert!(self.tree.is_ancestor_of(at, tip(store)), "the head is elsewhere"),
+            Err(CanonicalError::Unknown(_) | CanonicalError::NotADescendant { .. }) if !any_depth => {}
+            Err(error) => panic!("block {at}: {error}"),
+        }
+        let found = self.tree.blocks.iter().find(|block| block.facts.block.hash == tip(store));
+        assert_state(store, found.unwrap());
+    }
+
     fn check(&self, at: usize, list: List, outcome: &Outcome) {
         check(self.tree, at, list, outcome);
     }
@@ -307,27 +342,48 @@ fn check(tree: &Tree, at: usize, list: List, outcome: &Outcome) {
     }
 }
 
+/// What all rounds must have seen together.
+#[derive(Debug, Default)]
+struct Sum {
+    folds_ahead: u64,
+    below_tip: u64,
+    reorganisations: u64,
+}
+
+impl Sum {
+    fn add(&mut self, counters: &CounterSnapshot) {
+        self.folds_ahead += counters.folds_ahead;
+        self.below_tip += counters.folds_ahead_below_tip;
+        self.reorganisations += counters.reorganisations;
+    }
+
+    fn check(&self) {
+        println!("{self:?}");
+        assert!(self.folds_ahead > 0 && self.below_tip > 0 && self.reorganisations > 0, "{self:?}");
+    }
+}
+
 fn any_order_of_deliveries<F: StoreFactory + Default>(_: &F) {
-    let mut folded_ahead = 0;
+    let mut sum = Sum::default();
     for seed in seeds() {
         println!("seed {seed}");
         let factory = F::default();
-        folded_ahead += storm(factory.fresh(), seed, &|_| {});
+        sum.add(&storm(factory.fresh(), seed, &|_| {}));
     }
-    assert!(folded_ahead > 0, "nothing was folded ahead");
+    sum.check();
 }
 
 /// Whatever a disk does that fails now and then, it makes no block invalid.
 #[test]
 fn any_order_of_deliveries_on_a_disk_that_fails_now_and_then() {
-    let mut folded_ahead = 0;
+    let mut sum = Sum::default();
     for seed in seeds() {
         println!("seed {seed}");
         let store = FaultyStore::new();
         let switches = Arc::clone(&store.switches);
-        folded_ahead += storm(store, seed, &|fail| switches.reads_fail.store(fail, Ordering::SeqCst));
+        sum.add(&storm(store, seed, &|fail| switches.reads_fail.store(fail, Ordering::SeqCst)));
     }
-    assert!(folded_ahead > 0, "nothing was folded ahead");
+    sum.check();
 }
 
 /// `FOLDGATE_STORMS` rounds from `FOLDGATE_STORM_SEED` on.
@@ -337,8 +393,8 @@ fn seeds() -> Range<u64> {
     first..first + variable("FOLDGATE_STORMS", 12)
 }
 
-/// `disk` makes reads fail, and no longer.
-fn storm<S: foldgate::core::BalStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> u64 {
+/// `disk` makes reads fail, and no longer. Gives what was counted.
+fn storm<S: BalStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> CounterSnapshot {
     let mut dice = Dice(seed);
     let mut sim = Sim::new(seed, SIZE);
     let genesis = sim.genesis();
@@ -348,6 +404,7 @@ fn storm<S: foldgate::core::BalStore>(store: S, seed: u64, disk: &(dyn Fn(bool) 
     println!("{config:?}, {} blocks, rejected: {:?}", tree.blocks.len() - 1, tree.rejected);
     let explicit = config.canonical == Canonical::Explicit;
     let log = (!dice.one_in(4)).then(SharedLog::default);
+    let any_depth = config.unwind_depth as usize > tree.blocks.len();
     let pipeline = match &log {
         Some(log) => Pipeline::open_with_log(Arc::clone(&store), log.clone(), config.clone()).unwrap(),
         None => Pipeline::open(Arc::clone(&store), config.clone()).unwrap(),
@@ -403,7 +460,7 @@ fn storm<S: foldgate::core::BalStore>(store: S, seed: u64, disk: &(dyn Fn(bool) 
         }
         over.store(true, Ordering::Relaxed);
     });
-    let folded_ahead = settle(storm, &*store, explicit);
+    let counters = settle(storm, &*store, explicit, any_depth, &mut dice);
     drop(pipeline);
     if let Some(log) = log {
         // What is left in the log, of branches that may still win, folds again over what is in the store.
@@ -414,33 +471,24 @@ fn storm<S: foldgate::core::BalStore>(store: S, seed: u64, disk: &(dyn Fn(bool) 
     let by_hash: HashMap<_, _> = tree.blocks.iter().map(|block| (block.facts.block.hash, block)).collect();
     let tip = store.tip().unwrap().unwrap().block.hash;
     assert_state(&*store, by_hash[&tip]);
-    folded_ahead
+    counters
 }
 
-/// Delivers every block that can still be judged honestly, parents first; then all is in order. Gives the number of
-/// folds ahead.
-fn settle<S: TrieStore>(storm: Storm<'_, S>, store: &S, explicit: bool) -> u64 {
+/// Delivers every block that can still be judged honestly, parents first, and moves the head across the tree; then all is
+/// in order.
+fn settle<S: TrieStore>(
+    storm: Storm<'_, S>,
+    store: &S,
+    explicit: bool,
+    any_depth: bool,
+    dice: &mut Dice,
+) -> CounterSnapshot {
     let (tree, pipeline) = (storm.tree, storm.pipeline);
     for at in 1..tree.blocks.len() {
         pipeline.flush().unwrap();
-        if tree.is_doomed(at) || !tree.descends(tree.parents[at], tip(store)) {
-            continue;
+        if !tree.is_doomed(at) && tree.descends(tree.parents[at], tip(store)) {
+            storm.see_judged(at);
         }
-        let delivery = Delivery { block: at, list: List::Payload, end: End::Honest, hesitates: false, reads: true };
-        eventually("a block is never judged", || match pipeline.begin(request(&tree.blocks[at], List::Payload)) {
-            Ok(Begun::Known(verdict)) => {
-                storm.check(at, List::Payload, &Ok(verdict));
-                Some(())
-            }
-            Ok(Begun::Started(handle)) => {
-                storm.execute(&delivery, handle);
-                None
-            }
-            // Durable already, and the verdict forgotten.
-            Err(BeginError::BelowTip { .. }) => Some(()),
-            Err(BeginError::Busy { .. } | BeginError::InFlight(_)) => None,
-            Err(error) => panic!("block {at}: {error}"),
-        });
     }
     pipeline.flush().unwrap();
     let leaves = (0..tree.blocks.len()).filter(|at| !tree.is_doomed(*at) && tree.descends(*at, tip(store)));
@@ -457,6 +505,13 @@ fn settle<S: TrieStore>(storm: Storm<'_, S>, store: &S, explicit: bool) -> u64 {
             "valid blocks were left behind"
         );
     }
+    for _ in 0..4 {
+        let at = dice.roll(tree.blocks.len() as u64) as usize;
+        if !tree.is_doomed(at) {
+            storm.hop(store, at, any_depth);
+        }
+    }
+    pipeline.flush().unwrap();
 
     // What stands beside the durable branch, or on a rejected block, may be held as an orphan until the end.
     let tickets = storm.tickets.into_inner().unwrap();
@@ -471,13 +526,17 @@ fn settle<S: TrieStore>(storm: Storm<'_, S>, store: &S, explicit: bool) -> u64 {
     // Handles dropped at the very end are still on their way.
     eventually("blocks are leaked", || (pipeline.in_flight() <= held.len()).then_some(()));
     pipeline.flush().unwrap();
-    let held: Vec<_> = held.into_iter().filter(|(_, _, ticket)| ticket.try_wait().is_none()).collect();
-    assert_eq!(pipeline.in_flight(), held.len());
+    // What stands beside the durable branch within reach is judged some time, or held.
+    let mut held = held;
+    eventually("room is not given back", || {
+        held.retain(|(_, _, ticket)| ticket.try_wait().is_none());
+        (pipeline.in_flight() == held.len()).then_some(())
+    });
     let counters = pipeline.counters();
     let ended = counters.valid + counters.invalid + counters.cancelled + counters.failed;
     assert_eq!(counters.requests, ended + held.len() as u64, "{counters:?}");
     assert_eq!(counters.requests, storm.admitted.into_inner());
-    counters.folds_ahead
+    counters
 }
 
 fn tip<S: TrieStore>(store: &S) -> B256 {

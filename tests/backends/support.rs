@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use alloy_primitives::{Address, B256, U256, keccak256};
 use foldgate::{
     BlockRequest, BlockResult, Pipeline, PipelineConfig, StateReader, TrieReader, TrieStore, Verdict,
-    core::{BlockAccessIndex, keys, trie::bulk::StateLoad},
+    core::{BalStore, BlockAccessIndex, keys, trie::bulk::StateLoad},
     pipeline::{Begun, BlockHandle, Outcome, RebuiltBal, RecordError, ValidBlock, VerdictTicket},
 };
 use foldgate_storage_mdbx::MdbxStore;
@@ -85,7 +85,7 @@ pub(crate) fn load<S: TrieStore>(store: S, genesis: &SimBlock) -> Arc<S> {
 }
 
 /// Opens a pipeline in the BAL-driven mode.
-pub(crate) fn bal_driven<S: foldgate::core::BalStore>(store: &Arc<S>) -> Pipeline<S> {
+pub(crate) fn bal_driven<S: BalStore>(store: &Arc<S>) -> Pipeline<S> {
     Pipeline::open(Arc::clone(store), PipelineConfig::default().with_bal_driven(true)).unwrap()
 }
 

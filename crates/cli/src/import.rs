@@ -25,7 +25,7 @@ use std::{
 use alloy_consensus::Header;
 use alloy_primitives::{Address, Bytes, Sealed};
 use crossbeam_channel::{Receiver, unbounded};
-use foldgate_core::{BalStore, BlockNumHash, StateAnchor, TrieStore};
+use foldgate_core::{BalStore, BlockNumHash, StateAnchor};
 use foldgate_evm::{Block, ChainSpec, drive, request};
 use foldgate_pipeline::{
     BeginError, Begun, BlockError, BlockHandle, Failure, InvalidReason, Mode, Pipeline, PipelineConfig, Verdict,
@@ -177,7 +177,7 @@ pub enum ImportError {
 
 /// One pipeline, and the block that it stands at.
 #[derive(Debug)]
-pub struct Importer<'a, S: TrieStore> {
+pub struct Importer<'a, S: BalStore> {
     spec: &'a ChainSpec,
     pipeline: Pipeline<S>,
     /// The newest block begun: what the next one stands on.

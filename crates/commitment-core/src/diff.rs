@@ -89,6 +89,18 @@ impl StateDiff {
         self.accounts.iter().map(|account| account.slots.len()).sum()
     }
 
+    /// As an accumulated state: resolved against the parent's state, it leads to the block's. Merge several by
+    /// [`crate::resolve_all`].
+    pub fn to_post_state(&self) -> HashedPostState {
+        let mut state = HashedPostState::new(EmptyAccounts::Keep);
+        for change in &self.accounts {
+            let slots = change.slots.iter().map(|slot| (slot.hashed_slot, slot.new));
+            state.accounts.insert(change.hashed_address, delta_of(change.new.as_ref(), slots));
+        }
+        state.codes.extend(self.codes.iter().cloned());
+        state
+    }
+
     /// What has to be put back to return to the parent's state.
     pub fn reverse(&self) -> ReverseDiff {
         ReverseDiff { accounts: self.values(|change| change.old, |slot| slot.old) }
@@ -165,19 +177,31 @@ fn check_values(accounts: &[AccountValues]) -> Result<(), &'static str> {
 fn post_state(accounts: &[AccountValues]) -> HashedPostState {
     let mut state = HashedPostState::new(EmptyAccounts::Keep);
     for account in accounts {
-        let delta = match Account::from_bytes(&account.record) {
-            Some(values) => AccountDelta {
-                nonce: Some(values.nonce),
-                balance: Some(values.balance),
-                code_hash: Some(values.code_hash),
-                storage: account.slots.iter().map(|slot| (slot.hashed_slot, slot.value)).collect(),
-                ..AccountDelta::default()
-            },
-            None => AccountDelta { cleared: Cleared::Account, ..AccountDelta::default() },
-        };
-        state.accounts.insert(account.hashed_address, delta);
+        let slots = account.slots.iter().map(|slot| (slot.hashed_slot, slot.value));
+        state.accounts.insert(account.hashed_address, delta_of(account.account().as_ref(), slots));
     }
     state
+}
+
+impl AccountValues {
+    /// The account.
+    pub fn account(&self) -> Option<Account> {
+        Account::from_bytes(&self.record)
+    }
+}
+
+/// What makes an account this one, with these of its slots.
+pub(crate) fn delta_of(account: Option<&Account>, slots: impl Iterator<Item = (B256, U256)>) -> AccountDelta {
+    match account {
+        Some(account) => AccountDelta {
+            nonce: Some(account.nonce),
+            balance: Some(account.balance),
+            code_hash: Some(account.code_hash),
+            storage: slots.collect(),
+            ..AccountDelta::default()
+        },
+        None => AccountDelta { cleared: Cleared::Account, ..AccountDelta::default() },
+    }
 }
 
 /// What has to be put back to return from a block's state to its parent's. Stored with each commit.

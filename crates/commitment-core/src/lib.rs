@@ -49,6 +49,6 @@ pub use store::{
     Retention, Rows, StateReader, TrieReader, TrieStore, UnwindBatch,
 };
 pub use trie::{FoldError, FoldOptions, FoldOutcome, Forest, Version, fold};
-pub use unwind::{UnwindError, Unwound, compute_unwind, unwind};
+pub use unwind::{UnwindError, Unwound, compute_unwind, compute_way, unwind, unwound_layers};
 pub use witness::{Witness, WitnessError};
 pub use writes::{AccountWrites, CodeWrite, StateWrites};

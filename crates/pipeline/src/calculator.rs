@@ -9,8 +9,9 @@
 //!
 //! Every event touches a block; `Calculator::step` (in `steps.rs`) then does whatever has become possible for it, and touches its
 //! children when they may profit. A step is a function of the block's stages and its parent's, so the order in which
-//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`, and
-//! when in `durable.rs`. Requests are taken first, because a result may overtake its request's successors.
+//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`, and when in
+//! `durable.rs`; how states below and beside the durable tip are reached in `ways.rs`. Requests are taken first, because a
+//! result may overtake its request's successors.
 //!
 //! Invariants:
 //! 1. A block is judged valid only with its execution ended and confirmed, its root equal to the header's, and its
@@ -22,6 +23,7 @@ mod canonical;
 mod durable;
 mod ends;
 mod steps;
+mod ways;
 
 pub(crate) use durable::Backlog;
 
@@ -34,8 +36,10 @@ use foldgate_core::{
 };
 
 use crate::{
+    committer::Order,
     config::PipelineConfig,
     counters::{Counters, SkipReason},
+    ground::Ground,
     halt::Halt,
     handle::{Execution, ExecutionEnd, Shared},
     jobs::{self, Folded, JobMessage, Prepared},
@@ -43,7 +47,7 @@ use crate::{
     pipeline::{Admission, BeginError, CanonicalError},
     request::{BalInput, BlockRequest},
     tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node, ParentStatus, Tree},
-    verdict::{BlockTimings, ConfirmedBy, Failure, InvalidReason, Mode},
+    verdict::{BlockTimings, ConfirmedBy, Failure, InvalidReason, Mode, Verdict},
 };
 
 /// A request at a block's arrival.
@@ -95,15 +99,32 @@ struct Plan {
     sourced: bool,
 }
 
+/// A reorganisation under way, and what became canonical meanwhile.
+#[derive(Debug)]
+pub(crate) struct Reorg {
+    /// Blocks to commit after it.
+    held: Vec<Arc<Layer>>,
+    /// The head that is left.
+    left: BlockNumHash,
+}
+
 /// See the module's documentation.
 pub(crate) struct Calculator<S: TrieStore> {
     pub(crate) config: PipelineConfig,
     pub(crate) counters: Arc<Counters>,
     pub(crate) pool: Arc<jobs::Pool>,
     pub(crate) answers: Sender<JobMessage<S>>,
-    pub(crate) commits: Sender<Arc<Layer>>,
+    pub(crate) orders: Sender<Order>,
+    /// For the pool's jobs; the calculator itself reads nothing.
+    pub(crate) store: Arc<S>,
     pub(crate) tree: Tree<S::Snapshot>,
     pub(crate) broken: Option<Failure>,
+    /// The reorganisation that is under way.
+    pub(crate) reorg: Option<Reorg>,
+    /// Heads asked for and not yet followed, oldest first.
+    pub(crate) heads: VecDeque<(BlockHash, Sender<Result<(), CanonicalError>>)>,
+    /// Ways that could not be found while the durable chain was being left.
+    pub(crate) lost_ways: Vec<BlockNumHash>,
     pub(crate) canonical_waiters: Vec<(BlockNumHash, Sender<Result<(), CanonicalError>>)>,
     pub(crate) flush_waiters: Vec<Sender<Result<StateAnchor, Failure>>>,
     pub(crate) touched: VecDeque<BlockHash>,
@@ -158,32 +179,36 @@ impl<S: TrieStore> Calculator<S> {
         }
         let facts = request.facts;
         let (block, parent) = (facts.block, facts.parent().ok_or(BeginError::Genesis)?);
-        if let Some(verdict) = self.tree.verdict(&block.hash) {
+        let status = self.tree.parent_status(parent);
+        if let Some(verdict) = self.tree.verdict(&block.hash).filter(|verdict| !self.begins_anew(verdict, &status)) {
             Counters::add(&self.counters.redelivered);
             return Ok(Admission::Known(verdict));
         }
         if self.tree.nodes.contains_key(&block.hash) {
             return Err(BeginError::InFlight(block));
         }
-        let status = self.tree.parent_status(parent);
         match status {
             ParentStatus::Invalid => return Err(BeginError::ParentInvalid(parent)),
             ParentStatus::BelowTip => return Err(BeginError::BelowTip { parent, tip: self.tree.tip() }),
-            ParentStatus::Durable | ParentStatus::Committed | ParentStatus::InFlight | ParentStatus::Unknown => {}
+            ParentStatus::Durable
+            | ParentStatus::Ancestor
+            | ParentStatus::Committed
+            | ParentStatus::InFlight
+            | ParentStatus::Unknown => {}
         }
         Counters::add(&self.counters.requests);
         let plan = self.plan(request);
-        let base = self.tree.base.for_block();
+        let ground = Ground::durable(self.tree.base.for_block());
         let bal = match plan.raw {
             None => BalStage::None,
             Some(raw) => {
-                self.prepare(&shared, raw, base.clone(), self.tree.nearest_tries(parent));
+                self.prepare(&shared, raw, ground.base.clone(), self.tree.nearest_tries(parent));
                 BalStage::Preparing
             }
         };
         let entry = Entry {
             parent,
-            base,
+            ground,
             permit: Some(permit),
             mode: plan.mode,
             bal,
@@ -209,6 +234,14 @@ impl<S: TrieStore> Calculator<S> {
         self.touched.push_back(block.hash);
         self.touch_children(&block.hash);
         Ok(Admission::Started)
+    }
+
+    /// Whether a block with a verdict is calculated again: it was let go with the branch that it stands on, and the head
+    /// has gone back so far since that it may win once more.
+    fn begins_anew(&self, verdict: &Verdict, parent: &ParentStatus) -> bool {
+        let gone = matches!(verdict, Verdict::Valid(valid) if valid.layer.is_none());
+        gone && !self.tree.is_durable(verdict.block())
+            && !matches!(parent, ParentStatus::BelowTip | ParentStatus::Invalid)
     }
 
     /// Decides how a block is calculated, and whether its list is worth preparing.
@@ -316,9 +349,14 @@ impl<S: TrieStore> Calculator<S> {
             | JobMessage::Folded { attempt, .. }
             | JobMessage::Compared { attempt, .. }
             | JobMessage::Panicked { attempt, .. } => *attempt,
-            JobMessage::Committed { .. } | JobMessage::Broken(_) => {
+            JobMessage::Committed { .. }
+            | JobMessage::Reorganised { .. }
+            | JobMessage::Grounded { .. }
+            | JobMessage::Broken(_) => {
                 match answer {
                     JobMessage::Committed { layers, result } => self.on_committed(&layers, result),
+                    JobMessage::Reorganised { result } => self.on_reorganised(result),
+                    JobMessage::Grounded { block, base, step, way } => self.on_grounded(block, base, step, way),
                     JobMessage::Broken(failure) => self.break_down(failure),
                     _ => {}
                 }

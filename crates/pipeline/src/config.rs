@@ -99,20 +99,20 @@ pub struct PipelineConfig {
     /// How many blocks are held that wait for an unknown parent, or stand on one that does: at most one less than
     /// `max_in_flight`, so that the parent finds room.
     pub max_orphans: usize,
+    /// How far below the durable tip a block may stand, and the head may go back: so many blocks. The log keeps their
+    /// records, too: a move of the head that is cut off halfway is recovered from them.
+    pub unwind_depth: u64,
     /// How many verdicts are remembered for blocks that are delivered again, beyond those of blocks still in memory.
     pub max_remembered: usize,
     /// When canonical blocks go to the store. Without a record log it is [`Flush::Synchronous`], whatever stands here.
     pub flush: Flush,
-    /// How many bytes of leaves, code and lists the valid blocks that are not in the store may take. Beyond it new blocks
-    /// are refused as busy, and everything canonical is flushed. Blocks that are not canonical go only when the durable
-    /// tip passes them: where [`crate::Pipeline::set_canonical`] is never called, room never comes.
+    /// How many bytes of leaves, code and lists the canonical blocks that are not in the store may take. Beyond it new
+    /// blocks are refused as busy until a flush, of the newest ones too, has made room.
     pub max_unflushed_bytes: usize,
     /// How many records one sync of the log makes durable at most: those that have gathered during the sync before.
     pub records_per_sync: NonZeroUsize,
-    /// The log keeps the records of so many blocks below the durable tip, and more where they share a segment: what a
-    /// reorganisation that is cut off halfway is recovered from.
-    pub keep_records: u64,
-    /// For how many blocks below the durable tip the store keeps access lists and reverse diffs; `None` for ever.
+    /// For how many blocks below the durable tip the store keeps access lists and reverse diffs, at least `unwind_depth`;
+    /// `None` for ever.
     pub keep_bals: Option<u64>,
 }
 
@@ -128,12 +128,12 @@ impl Default for PipelineConfig {
             // UNWRAP: the constant is not zero.
             max_in_flight: NonZeroUsize::new(64).unwrap(),
             max_orphans: 64,
+            unwind_depth: 128,
             max_remembered: 1024,
             flush: Flush::default(),
             max_unflushed_bytes: 512 << 20,
             // UNWRAP: the constant is not zero.
             records_per_sync: NonZeroUsize::new(64).unwrap(),
-            keep_records: 128,
             keep_bals: Some(BAL_RETENTION_BLOCKS),
         }
     }

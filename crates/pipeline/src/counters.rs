@@ -95,6 +95,10 @@ counters! {
     gates_opened_from_durable,
     /// Blocks whose fold gate was opened by a parent committed in memory.
     gates_opened_from_memory,
+    /// Of the folds ahead, those that read through a way below or beside the durable tip.
+    folds_ahead_below_tip,
+    /// Ways computed from the durable state to a block below or beside it, for blocks that stand there.
+    ways,
     /// Blocks judged valid.
     valid,
     /// Blocks judged invalid.
@@ -113,6 +117,10 @@ counters! {
     commits,
     /// Commits of the store: each makes one block durable, or several that have gathered.
     store_commits,
+    /// Moves of the head to a branch that left the durable chain below its tip.
+    reorganisations,
+    /// Blocks that were durable and are no more.
+    unwound,
     /// Requests of blocks that had a verdict already.
     redelivered,
 }
@@ -120,6 +128,10 @@ counters! {
 impl Counters {
     pub(crate) fn add(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_many(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Ordering::Relaxed);
     }
 
     pub(crate) fn skip(&self, reason: SkipReason) {

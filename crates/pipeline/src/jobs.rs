@@ -1,5 +1,5 @@
 //! The long work, done on the pipeline's thread pool and answered by one message each: preparing an access list,
-//! warming up, folding, comparing. And the commit, which has a thread of its own.
+//! warming up, folding, comparing, finding the way to a block beside the durable chain.
 //!
 //! Invariants:
 //! 1. Every job answers exactly once, also when it panics; but a block that was stopped before its job began needs no
@@ -17,19 +17,19 @@ use std::{
 };
 
 use alloy_primitives::{B256, Bytes};
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch};
 use foldgate_core::{
-    AccountInfo, BalStore, BlockFacts, Cached, CommitBatch, HashedPostState, Layer, Overlay, PageCache, TouchedAccount,
-    TouchedSlot, TrieReader, TrieStore, Version, resolve, resolve_with,
+    AccountInfo, BlockFacts, BlockNumHash, Cached, HashedPostState, Layer, Overlay, StateAnchor, TouchedAccount,
+    TouchedSlot, TrieReader, TrieStore, Version, compute_way, resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
 };
 
 use parking_lot::Mutex;
 
 use crate::{
+    committer::{ReorgFailure, Reorganised},
     handle::{AttemptId, Shared},
-    retention::Retention,
     verdict::Failure,
 };
 
@@ -85,6 +85,17 @@ pub(crate) enum JobMessage<S: TrieStore> {
     },
     /// A record could not be made durable, or the store not be pruned.
     Broken(Failure),
+    Reorganised {
+        result: Result<Reorganised<S>, ReorgFailure>,
+    },
+    /// The way from a durable state to a block beside or below it.
+    Grounded {
+        block: BlockNumHash,
+        base: Cached<S::Snapshot>,
+        /// The step of the durable state at which it was asked for.
+        step: u64,
+        way: Result<Layer, Failure>,
+    },
 }
 
 /// Decodes and validates a raw list, and hashes its keys for leaves and warm-up alike.
@@ -147,6 +158,17 @@ pub(crate) fn leads_to<R: TrieReader>(
         }))
 }
 
+/// Finds the way from the durable state to a block: back to an ancestor, and forward through a branch.
+pub(crate) fn find_way<S: TrieStore>(
+    store: &S,
+    base: &Cached<S::Snapshot>,
+    ancestor: StateAnchor,
+    branch: &[Arc<Layer>],
+) -> Result<Layer, Failure> {
+    let way = compute_way(store, base, ancestor, branch, &FoldOptions::default());
+    way.map_err(|error| Failure::Unwind { to: ancestor.block, error: Arc::new(error) })
+}
+
 /// The threads for the long work. Dropping it waits for the jobs under way and for the threads.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -168,14 +190,6 @@ impl Pool {
             .build()
             .map_err(io::Error::other)?;
         Ok(Self { pool: Some(pool), threads: handles })
-    }
-
-    /// Runs work on the pool's threads, and waits for it.
-    pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
     }
 
     /// Runs a job of a block; its answer, or its panic, goes to the calculator.
@@ -205,6 +219,33 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Runs a job of no block; its answer goes to the calculator. `panicked` makes one of a panic.
+    pub(crate) fn spawn_free<S: TrieStore>(
+        &self,
+        answers: &Sender<JobMessage<S>>,
+        job: impl FnOnce() -> JobMessage<S> + Send + 'static,
+        panicked: impl FnOnce(Failure) -> JobMessage<S> + Send + 'static,
+    ) {
+        let Some(pool) = &self.pool else { return };
+        let answers = answers.clone();
+        pool.spawn(move || {
+            let answer = catch_unwind(AssertUnwindSafe(job))
+                .unwrap_or_else(|payload| panicked(Failure::Panicked(panic_message(payload.as_ref()))));
+            // The calculator is gone only at shutdown, when nobody waits for the answer.
+            let _shut_down = answers.send(answer);
+        });
+    }
+
+    /// Runs work on the pool's threads, and waits for it.
+    pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         // The pool first: its threads end when the jobs under way have ended.
@@ -219,60 +260,4 @@ impl Drop for Pool {
 pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
-}
-
-/// The most blocks that one commit makes durable.
-const MAX_MERGED: usize = 32;
-
-/// What to commit of blocks that stand on each other: all at once, so that of what several of them changed only the
-/// newest is written.
-fn batches(run: &[Arc<Layer>]) -> Vec<CommitBatch> {
-    match Layer::merged_batch(run) {
-        Ok(merged) => merged.into_iter().collect(),
-        // Their tries were folded over different views: each is committed for itself.
-        Err(_) => run.iter().map(|layer| layer.to_batch()).collect(),
-    }
-}
-
-/// The committer's loop: makes blocks durable in the order in which they come, and together those that have gathered
-/// while it was at work; the cache follows. After a failure it commits nothing more.
-pub(crate) fn commit_loop<S: BalStore>(
-    store: &S,
-    cache: &Arc<PageCache>,
-    layers: &Receiver<Arc<Layer>>,
-    answers: &Sender<JobMessage<S>>,
-    mut retention: Retention,
-) {
-    while let Ok(first) = layers.recv() {
-        // What was queued meanwhile goes along.
-        let run: Vec<_> = std::iter::once(first).chain(layers.try_iter().take(MAX_MERGED - 1)).collect();
-        let mut tip = run[0].anchor.block;
-        let commit = || -> Result<_, S::Error> {
-            for batch in batches(&run) {
-                tip = batch.blocks.last().map_or(tip, |block| block.anchor.block);
-                store.commit(&batch)?;
-                cache.advance(batch.parent, tip, &batch.rows);
-            }
-            Ok(Cached::new(store.snapshot()?, Arc::clone(cache)))
-        };
-        // A panic must not leave those waiting who wait for the block to become durable.
-        let result = match catch_unwind(AssertUnwindSafe(commit)) {
-            Ok(Ok(base)) => Ok(base),
-            Ok(Err(error)) => Err(Failure::Commit { block: tip, error: Arc::new(error) }),
-            Err(payload) => Err(Failure::Panicked(panic_message(payload.as_ref()))),
-        };
-        let failed = result.is_err();
-        // The calculator is gone at shutdown; what was acknowledged is committed all the same.
-        let _shut_down = answers.send(JobMessage::Committed { layers: run, result });
-        if failed {
-            return;
-        }
-        let pruned = catch_unwind(AssertUnwindSafe(|| retention.prune(store, tip.number)))
-            .unwrap_or_else(|payload| Err(Failure::Panicked(panic_message(payload.as_ref()))));
-        if let Err(failure) = pruned {
-            // As above.
-            let _shut_down = answers.send(JobMessage::Broken(failure));
-            return;
-        }
-    }
 }

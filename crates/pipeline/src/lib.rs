@@ -21,10 +21,12 @@
 //! It works on any [`foldgate_core::TrieStore`] and knows no backend's name.
 
 mod calculator;
+mod committer;
 mod config;
 mod counters;
 mod durability;
 mod gate;
+mod ground;
 mod halt;
 mod handle;
 mod jobs;

@@ -23,13 +23,15 @@ use foldgate_core::{
 
 use crate::{
     calculator::{Backlog, Calculator, Control, Inbox, Request},
+    committer::Committer,
     config::{Flush, PipelineConfig},
     counters::{CounterSnapshot, Counters},
     durability::{LogKeeper, LogOrder},
     gate::StateGate,
+    ground::Chain,
     halt::CancelToken,
     handle::{AttemptId, BlockHandle, Execution, Shared, VerdictTicket},
-    jobs::{self, JobMessage, Pool},
+    jobs::{JobMessage, Pool},
     permits::Permits,
     recovery::{Recovered, RecoveryError, RecoveryReport, recover},
     request::BlockRequest,
@@ -73,7 +75,8 @@ pub enum BeginError {
     /// The parent was judged invalid.
     #[error("its parent {0} is invalid")]
     ParentInvalid(BlockNumHash),
-    /// The parent is not the durable tip, and not above it.
+    /// The parent is further below the durable tip than [`PipelineConfig::unwind_depth`], or on a branch that was dropped
+    /// for that.
     #[error("its parent {parent} is not reachable from the durable tip {tip}")]
     BelowTip {
         /// The parent.
@@ -99,8 +102,8 @@ pub enum CanonicalError {
     /// The block has no verdict yet.
     #[error("block {0} is not judged yet")]
     NotJudged(BlockNumHash),
-    /// The block does not stand on the state that is durable or about to be.
-    #[error("block {block} does not descend from {of}, which is durable or about to be")]
+    /// The block does not stand on the durable chain, as far below the tip as that may be left.
+    #[error("block {block} does not descend from {of}, or from an ancestor of it that is in reach")]
     NotADescendant {
         /// The head asked for.
         block: BlockNumHash,
@@ -238,49 +241,59 @@ impl<S: TrieStore> Pipeline<S> {
         let (results, results_in) = unbounded();
         let (answers, answers_in) = unbounded();
         let (control, control_in) = unbounded();
-        let (commits, commits_in) = unbounded();
+        let chain = Chain::read(&*store, base.anchor(), config.unwind_depth).map_err(OpenError::Store)?;
+        let (orders, orders_in) = unbounded();
         let counters = Arc::new(Counters::default());
         let max_in_flight = config.max_in_flight;
         let permits = Permits::new(max_in_flight);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name(format!("foldgate-{name}")).spawn(work).map_err(OpenError::Thread)
         };
-        let (log, orders) = match run_log {
+        let (log, records) = match run_log {
             None => (None, None),
             Some(run) => {
-                let (orders, orders_in) = unbounded();
+                let (records, records_in) = unbounded();
                 let failures = answers.clone();
                 let failed = Box::new(move |failure| {
                     // The calculator is gone only at shutdown.
                     let _shut_down = failures.send(JobMessage::Broken(failure));
                 });
-                (Some(spawn("log", Box::new(move || run(orders_in, failed)))?), Some(orders))
+                (Some(spawn("log", Box::new(move || run(records_in, failed)))?), Some(records))
             }
         };
-        let mut tree = Tree::new(base, config.max_remembered);
+        let committer = Committer {
+            store: Arc::clone(&store),
+            cache: Arc::clone(&cache),
+            base: base.clone(),
+            pool: Arc::clone(&pool),
+            unwind_depth: config.unwind_depth,
+            retention: Retention::new(config.keep_bals.map(|keep| keep.max(config.unwind_depth))),
+        };
+        let mut tree = Tree::new(base, chain, config.max_remembered);
         recovered.put_into(&mut tree);
-        let mut backlog = Backlog::new(recovered.head, orders, Arc::clone(&permits));
+        let mut backlog = Backlog::new(recovered.head, records, Arc::clone(&permits));
         for layer in recovered.blocks.iter().filter_map(|valid| valid.layer.as_ref()) {
             backlog.hold(layer, None);
         }
-        let retention = Retention::new(config.keep_bals);
         let calculator = Calculator::<S> {
             tree,
             config,
             counters: Arc::clone(&counters),
             pool: Arc::clone(&pool),
             answers: answers.clone(),
-            commits,
+            orders,
+            store,
             broken: None,
+            reorg: None,
+            heads: std::collections::VecDeque::new(),
+            lost_ways: Vec::new(),
             canonical_waiters: Vec::new(),
             flush_waiters: Vec::new(),
             touched: std::collections::VecDeque::new(),
             backlog,
         };
         let inbox = Inbox { requests: requests_in, results: results_in, answers: answers_in, control: control_in };
-        let committed = Arc::clone(&cache);
-        let commit = move || jobs::commit_loop(&*store, &committed, &commits_in, &answers, retention);
-        let committer = spawn("committer", Box::new(commit))?;
+        let committer = spawn("committer", Box::new(move || committer.run(&orders_in, &answers)))?;
         let calculator = spawn("calculator", Box::new(move || calculator.run(&inbox)))?;
         Ok(Self {
             requests,
@@ -338,11 +351,15 @@ impl<S: TrieStore> Pipeline<S> {
     /// log and [`Flush::Background`] when that is recorded, which waits for no commit; otherwise when the store has the
     /// block and its ancestors.
     ///
-    /// The head moves to any valid block that stands on the store's tip or on what was handed to the store. An ancestor of
-    /// the head is canonical already: the head does not move back to it.
+    /// Among blocks that were not handed to the store yet, nothing else happens.
+    ///
+    /// Where its branch left the durable chain below the tip, the store goes back to the common ancestor first, at most
+    /// [`PipelineConfig::unwind_depth`] blocks, and this returns when the store has the block. The blocks left stay in memory, and can be made canonical again. An
+    /// ancestor of the canonical head is canonical already: the head does not move back to it.
     ///
     /// # Errors
-    /// If the block was not judged valid here, does not descend from the durable state, or a commit fails.
+    /// If the block was not judged valid here, does not stand on a block that the head may go back to, or going back or a
+    /// commit fails.
     pub fn set_canonical(&self, head: BlockHash) -> Result<(), CanonicalError> {
         let (reply, answer) = bounded(1);
         self.control.send(Control::SetCanonical { head, reply }).map_err(|_| CanonicalError::ShutDown)?;

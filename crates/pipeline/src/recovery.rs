@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Invariants:
-//! 1. Every block that was acknowledged and is not in the store is in memory afterwards, unless it stands on a block
-//!    that is neither: then it could never become canonical again, and is counted.
+//! 1. Every block that was acknowledged and stands on the store's tip, or on others that do, is in memory afterwards. What
+//!    stands on neither is counted.
 //! 2. A recovered block's root is its record's. Anything else is an error, and the pipeline does not open.
 //! 3. Nothing is written.
 

@@ -4,7 +4,7 @@
 //! Owned by the calculator's thread alone; nothing here waits or locks.
 //!
 //! Invariants:
-//! 1. A committed block's parent is committed too, or is the durable tip of some snapshot still in use.
+//! 1. A committed block's parent is committed too, or is of the durable chain.
 //! 2. `attempts` names exactly the blocks in flight.
 //! 3. `children` lists a block under its parent's hash, whether the parent is known or not.
 //! 4. A block is named by number and hash: what claims another height than its parent's plus one has no parent here. So
@@ -18,15 +18,19 @@ use std::{
 };
 
 use foldgate_bal::Bal;
-use foldgate_core::{BlockHash, BlockNumHash, Cached, HashedPostState, Layer, Overlay, TrieReader, Version};
+use foldgate_core::{
+    BlockHash, BlockNumHash, Cached, HashedPostState, Layer, Overlay, StateAnchor, TrieReader, Version,
+};
 
 use crate::{
+    counters::SkipReason,
+    ground::{Chain, Ground, Grounds},
     handle::{AttemptId, Shared},
     jobs::Folded,
     permits::Permit,
     request::BlockResult,
-    verdict::{BlockTimings, InvalidReason, Mode, ValidBlock, Verdict},
-    view::{ExecutedLayer, StateView},
+    verdict::{BlockTimings, ConfirmedBy, InvalidReason, Mode, ValidBlock, Verdict},
+    view::ExecutedLayer,
 };
 
 /// A block's access list on its way.
@@ -70,8 +74,9 @@ pub(crate) enum CompareStage {
 pub(crate) struct Entry<R: TrieReader> {
     pub(crate) shared: Arc<Shared<R>>,
     pub(crate) parent: BlockNumHash,
-    /// The durable state at arrival, or when the unknown ancestor turned up: what the warm-up reads.
-    pub(crate) base: Cached<R>,
+    /// What the parent's state is read over. At first the durable state at arrival, or when the unknown ancestor turned
+    /// up, which is also what the warm-up reads.
+    pub(crate) ground: Ground<R>,
     /// Given back before the outcome is sent, or handed on to the commit.
     pub(crate) permit: Option<Permit>,
     pub(crate) mode: Mode,
@@ -142,7 +147,7 @@ impl<R: TrieReader> Node<R> {
 /// What a block stands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    /// The durable tip, or a block that will be or was.
+    /// The durable chain, where it may still be left, or a block that will be durable.
     Rooted,
     /// Something that is neither, nor ever will be.
     Lost,
@@ -155,16 +160,32 @@ enum Standing {
 pub(crate) enum ParentStatus {
     /// It is the durable tip.
     Durable,
+    /// It is an ancestor of the durable tip on which a block may stand.
+    Ancestor,
     /// It is committed in memory.
     Committed,
     /// It is in flight.
     InFlight,
     /// It was judged invalid.
     Invalid,
-    /// It is an ancestor of the durable tip, or beside one.
+    /// It is too far below the durable tip, or on a branch that was dropped.
     BelowTip,
     /// Nothing is known of it.
     Unknown,
+}
+
+/// What can be seen of a block's state.
+#[derive(Debug)]
+pub(crate) enum Sight<R: TrieReader> {
+    Clear {
+        view: Overlay<Cached<R>>,
+        /// Where the view stands on another ground than the one given.
+        moved: Option<Ground<R>>,
+    },
+    /// The way to this block has to be computed.
+    Needs(BlockNumHash),
+    /// The block, or an ancestor, is not committed.
+    Shut,
 }
 
 /// See the module's documentation.
@@ -172,6 +193,10 @@ pub(crate) enum ParentStatus {
 pub(crate) struct Tree<R: TrieReader> {
     /// The durable state.
     pub(crate) base: Cached<R>,
+    /// The durable chain up to it.
+    pub(crate) chain: Chain,
+    /// The ways from a durable state to blocks below or beside it.
+    pub(crate) grounds: Grounds<R>,
     /// The newest block handed to the committer, or the durable tip.
     pub(crate) queued_head: BlockNumHash,
     pub(crate) nodes: HashMap<BlockHash, Node<R>>,
@@ -183,10 +208,12 @@ pub(crate) struct Tree<R: TrieReader> {
 }
 
 impl<R: TrieReader> Tree<R> {
-    pub(crate) fn new(base: Cached<R>, max_remembered: usize) -> Self {
+    pub(crate) fn new(base: Cached<R>, chain: Chain, max_remembered: usize) -> Self {
         Self {
             queued_head: base.anchor().block,
             base,
+            chain,
+            grounds: Grounds::default(),
             nodes: HashMap::new(),
             children: HashMap::new(),
             attempts: HashMap::new(),
@@ -230,15 +257,17 @@ impl<R: TrieReader> Tree<R> {
         }
         match self.node(parent) {
             Some(Node::InFlight(_)) => return ParentStatus::InFlight,
-            Some(Node::Committed(Committed { durability: Durability::Durable, .. })) => return ParentStatus::BelowTip,
+            Some(Node::Committed(Committed { durability: Durability::Durable, .. })) | None => {}
             Some(Node::Committed(_)) => return ParentStatus::Committed,
-            None => {}
+        }
+        if self.chain.get(parent).is_some() {
+            return ParentStatus::Ancestor;
         }
         match self.verdicts.by_hash.get(&parent.hash) {
             Some(Verdict::Invalid(_)) => ParentStatus::Invalid,
-            // It was committed and is no more: durable below the tip, or on a branch that was dropped.
+            // It was committed and is no more: durable far below the tip, or on a branch that was dropped.
             Some(Verdict::Valid(valid)) if valid.block == parent => ParentStatus::BelowTip,
-            _ if parent.number <= self.tip().number => ParentStatus::BelowTip,
+            _ if parent.number <= self.chain.floor() => ParentStatus::BelowTip,
             _ => ParentStatus::Unknown,
         }
     }
@@ -250,6 +279,37 @@ impl<R: TrieReader> Tree<R> {
             ParentStatus::InFlight => self.orphans.contains(&parent.hash),
             _ => false,
         }
+    }
+
+    /// Whether the block is of the durable chain.
+    pub(crate) fn is_durable(&self, block: BlockNumHash) -> bool {
+        self.chain.contains(block)
+    }
+
+    /// Keeps a block that was durable and is no more: it may become durable again.
+    pub(crate) fn keep_unwound(&mut self, layer: &Arc<Layer>) {
+        let block = layer.anchor.block;
+        if let Some(node) = self.nodes.get_mut(&block.hash) {
+            if let Node::Committed(committed) = node {
+                committed.durability = Durability::InMemory;
+            }
+            return;
+        }
+        let (layer_of_it, computed_state_root) = (Some(Arc::clone(layer)), layer.anchor.state_root);
+        let verdict = match self.verdicts.by_hash.get(&block.hash) {
+            Some(Verdict::Valid(valid)) => ValidBlock { layer: layer_of_it, ..(**valid).clone() },
+            _ => ValidBlock {
+                block,
+                computed_state_root,
+                mode: if layer.bal.is_some() { Mode::BalDriven } else { Mode::Incremental(SkipReason::NoBal) },
+                confirmed_by: ConfirmedBy::Store,
+                timings: BlockTimings::default(),
+                layer: layer_of_it,
+            },
+        };
+        let (layer, verdict, parent) = (Arc::clone(layer), Arc::new(verdict), layer.parent);
+        self.nodes.insert(block.hash, Node::Committed(Committed { layer, verdict, durability: Durability::InMemory }));
+        self.children.entry(parent.hash).or_default().push(block.hash);
     }
 
     /// Takes a block in flight out of the tree.
@@ -293,35 +353,75 @@ impl<R: TrieReader> Tree<R> {
         }
     }
 
-    /// The view of a committed parent's state over `base`, or over the newest durable state where `base` no longer
-    /// reaches it. `None` while the parent is not committed.
-    pub(crate) fn committed_view(&self, base: &Cached<R>, parent: BlockNumHash) -> Option<Overlay<Cached<R>>> {
-        self.view_over(base, parent).or_else(|| self.view_over(&self.base, parent))
+    /// The view of a committed block's state over `own`, or, where that does not reach it, over the newest durable state
+    /// or a way that is at hand.
+    pub(crate) fn committed_view(&self, own: &Ground<R>, block: BlockNumHash) -> Sight<R> {
+        if let Some(view) = self.view_over(own, block) {
+            return Sight::Clear { view, moved: None };
+        }
+        let durable = Ground::durable(self.base.clone());
+        if let Some(view) = self.view_over(&durable, block) {
+            return Sight::Clear { view, moved: Some(durable) };
+        }
+        let mut at = block;
+        loop {
+            if let Some(ground) = self.grounds.ready(at) {
+                // The block's own snapshot, if it is of the same state: it may have been read ahead for the block.
+                let own = Ground { base: own.base.clone(), way: ground.way.clone() };
+                let grounds = [own, ground.clone()];
+                let seen = grounds.into_iter().find_map(|ground| Some((self.view_over(&ground, block)?, ground)));
+                if let Some((view, ground)) = seen {
+                    return Sight::Clear { view, moved: Some(ground) };
+                }
+            }
+            match self.node(at) {
+                Some(Node::Committed(Committed { layer, .. })) => at = layer.parent,
+                _ => break,
+            }
+        }
+        if self.branch_to(block).is_some() { Sight::Needs(block) } else { Sight::Shut }
     }
 
-    fn view_over(&self, base: &Cached<R>, parent: BlockNumHash) -> Option<Overlay<Cached<R>>> {
-        let bottom = base.anchor().block;
+    fn view_over(&self, ground: &Ground<R>, block: BlockNumHash) -> Option<Overlay<Cached<R>>> {
+        let bottom = ground.block();
         let mut layers = Vec::new();
-        let mut at = parent;
+        let mut at = block;
         while at != bottom {
             let Some(Node::Committed(Committed { layer, .. })) = self.node(at) else { return None };
             layers.push(Arc::clone(layer));
             at = layer.parent;
         }
         layers.reverse();
-        Overlay::new(base.clone(), layers).ok()
+        ground.view(layers)
     }
 
-    /// The view of the parent's state for an executor: executed ancestors over committed ones. `None` while an
-    /// ancestor's execution has not ended, or was not confirmed.
-    pub(crate) fn state_view(&self, base: &Cached<R>, parent: BlockNumHash) -> Option<StateView<R>> {
+    /// The view of the parent's state for an executor: executed ancestors, newest first, over committed ones. Shut while
+    /// an ancestor's execution has not ended, or was not confirmed.
+    pub(crate) fn state_view(&self, own: &Ground<R>, parent: BlockNumHash) -> (Vec<ExecutedLayer>, Sight<R>) {
         let mut executed = Vec::new();
         let mut at = parent;
         while let Some(Node::InFlight(entry)) = self.node(at) {
-            executed.push(ExecutedLayer { block: at, state: Arc::clone(entry.executed.as_ref()?) });
+            let Some(state) = entry.executed.clone() else { return (executed, Sight::Shut) };
+            executed.push(ExecutedLayer { block: at, state });
             at = entry.parent;
         }
-        Some(StateView { executed, committed: self.committed_view(base, at)? })
+        (executed, self.committed_view(own, at))
+    }
+
+    /// Where the branch of a committed block leaves the durable chain, and the layers from there up to the block, oldest
+    /// first. `None` if it does not, or too far below the tip.
+    pub(crate) fn branch_to(&self, block: BlockNumHash) -> Option<(StateAnchor, Vec<Arc<Layer>>)> {
+        let mut branch = Vec::new();
+        let mut at = block;
+        loop {
+            if let Some(ancestor) = self.chain.get(at) {
+                branch.reverse();
+                return Some((ancestor, branch));
+            }
+            let Some(Node::Committed(Committed { layer, .. })) = self.node(at) else { return None };
+            branch.push(Arc::clone(layer));
+            at = layer.parent;
+        }
     }
 
     /// The committed blocks that lead from the committer's newest block to `head`, oldest first; `None` if they do not.
@@ -350,12 +450,12 @@ impl<R: TrieReader> Tree<R> {
                 (Standing::Lost, Some(Node::Committed(_))) => self.retire(&hash),
                 // Nothing tells when, or whether, its ancestor turns up: until then it must keep no old snapshot, nor
                 // the layers above that.
-                (Standing::Unknown, Some(Node::InFlight(entry))) => entry.base = self.base.clone(),
+                (Standing::Unknown, Some(Node::InFlight(entry))) => entry.ground = Ground::durable(self.base.clone()),
                 _ => {}
             }
         }
         let oldest_base = self.nodes.values().filter_map(|node| match node {
-            Node::InFlight(entry) => Some(entry.base.anchor().block.number),
+            Node::InFlight(entry) => Some(entry.ground.block().number),
             Node::Committed(_) => None,
         });
         let tip = self.tip().number;
@@ -381,7 +481,6 @@ impl<R: TrieReader> Tree<R> {
     }
 
     fn standing(&self, hash: &BlockHash) -> Standing {
-        let tip = self.tip();
         let mut node = self.nodes.get(hash);
         loop {
             let parent = match node {
@@ -390,10 +489,10 @@ impl<R: TrieReader> Tree<R> {
                 Some(Node::Committed(_)) => return Standing::Rooted,
                 None => return Standing::Unknown,
             };
-            if parent == tip {
+            if self.chain.get(parent).is_some() {
                 return Standing::Rooted;
             }
-            if parent.number <= tip.number {
+            if parent.number <= self.chain.floor() {
                 return Standing::Lost;
             }
             node = self.node(parent);

@@ -31,6 +31,9 @@ pub enum ConfirmedBy {
     Execution,
     /// The block was confirmed before a restart, and computed again from its record.
     Record,
+    /// It was in the store, and its verdict forgotten, when the head moved to another branch. Whether it had a list is all
+    /// that its mode tells.
+    Store,
 }
 
 /// Where a block's time went. Each is a duration on the pipeline's clock; zero where a step did not happen.
@@ -179,6 +182,15 @@ pub enum Failure {
         /// The lowest height to keep.
         below: BlockNumber,
         /// The store's error.
+        error: Arc<dyn Error + Send + Sync>,
+    },
+    /// The state of a block below the durable tip, or of one beside the durable chain, could not be computed; or the
+    /// store could not be taken back. The store stays as it was.
+    #[error("going back to block {to} failed: {error}")]
+    Unwind {
+        /// The ancestor of the durable tip.
+        to: BlockNumHash,
+        /// What failed.
         error: Arc<dyn Error + Send + Sync>,
     },
     /// A worker panicked: a bug.

@@ -22,7 +22,7 @@ use std::{io::Write, sync::Arc};
 use alloy_consensus::Header;
 use alloy_hardforks::EthereumHardforks;
 use alloy_primitives::Sealed;
-use foldgate_core::{BalStore, StateAnchor, TrieReader, TrieStore};
+use foldgate_core::{BalStore, StateAnchor, TrieReader};
 use foldgate_evm::{ChainSpec, recover_senders};
 use foldgate_testing::chains::{read_genesis, read_head_state};
 
@@ -195,7 +195,7 @@ impl Windows<'_> {
 
 /// Gives each block from Cancun on that has no list the one that executing it yields. Stops at an invalid block: the
 /// pipeline will say what is wrong with it.
-fn derive_missing<S: TrieStore>(
+fn derive_missing<S: BalStore>(
     spec: &ChainSpec,
     store: &Arc<S>,
     tip: &Sealed<Header>,

@@ -250,7 +250,7 @@ impl Forest {
             entry.children.push(id);
         }
         versions.alive.insert(id, Entry { parent, children: Vec::new(), held: true, top, lists });
-        Version { inner: Arc::new(Inner { forest: self.clone(), id, epoch, needs, top, gone }) }
+        Version { inner: Arc::new(Inner { forest: self.clone(), id, parent, epoch, needs, top, gone }) }
     }
 
     /// The version that a fold over `parent` made.
@@ -295,6 +295,8 @@ pub struct Version {
 struct Inner {
     forest: Forest,
     id: u64,
+    /// The version that it was folded over.
+    parent: Option<u64>,
     epoch: u32,
     /// The oldest durable epoch that this version can be read over: what was cut is as old, or older.
     needs: u32,
@@ -333,9 +335,9 @@ impl Version {
         self.inner.epoch
     }
 
-    /// Whether this version can stand on `below`: it was folded over it.
+    /// Whether this version can stand on `below`: it was folded over it, and not over another one of the same epoch.
     pub(crate) fn follows(&self, below: &Self) -> bool {
-        Arc::ptr_eq(&self.inner.forest.shared, &below.inner.forest.shared) && self.epoch() == below.epoch() + 1
+        Arc::ptr_eq(&self.inner.forest.shared, &below.inner.forest.shared) && self.inner.parent == Some(below.inner.id)
     }
 
     /// Whether what is not in memory stands in the durable snapshot of this epoch.

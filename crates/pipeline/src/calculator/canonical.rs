@@ -1,16 +1,22 @@
-//! What becomes durable: the canonical head, the queue to the committer, and what a new durable tip changes.
+//! What becomes durable: the canonical head, the orders to the committer, and what a new durable tip changes.
+//!
+//! The head moves forward by commits. Where the branch of a new head leaves the durable chain below its tip, it is a
+//! reorganisation: one order, given when all orders before it were carried out, and awaited before the next. Heads are
+//! followed in the order in which they were asked for. A block that is of the canonical chain already moves nothing.
 //!
 //! Invariants:
 //! 1. Blocks go to the committer parents first, each once.
 //! 2. After a failed commit nothing more is admitted or committed, and nobody waits for ever.
+//! 3. While a reorganisation is under way no order is given: what becomes canonical meanwhile is held.
 
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use foldgate_core::{BlockHash, BlockNumHash, Cached, Layer, TrieReader, TrieStore};
 
-use super::Calculator;
+use super::{Calculator, Reorg};
 use crate::{
+    committer::{Order, ReorgFailure, Reorganised},
     counters::Counters,
     halt::Halt,
     permits::Permit,
@@ -19,62 +25,183 @@ use crate::{
     verdict::Failure,
 };
 
+/// What a head asked for comes to.
+enum Move {
+    Answer(Result<(), CanonicalError>),
+    /// It is canonical, in memory or on its way to the store.
+    Await(BlockNumHash),
+    /// It is canonical when the store has it.
+    AwaitStore(BlockNumHash),
+    /// Orders have to be carried out before.
+    Later,
+}
+
 impl<S: TrieStore> Calculator<S> {
     pub(super) fn set_canonical(&mut self, head: BlockHash, reply: Sender<Result<(), CanonicalError>>) {
-        match self.move_head(head) {
-            Ok(block) => {
-                self.await_head(block, reply);
-                self.release();
-            }
-            // The caller waits for the answer; if it is gone, nobody does.
-            Err(error) => drop(reply.send(Err(error))),
-        }
+        self.heads.push_back((head, reply));
+        self.follow_heads();
+        self.release();
         self.answer_waiters();
+    }
+
+    /// Follows the heads that were asked for, as far as can be now.
+    fn follow_heads(&mut self) {
+        while self.broken.is_none()
+            && self.reorg.is_none()
+            && let Some((head, _)) = self.heads.front()
+        {
+            let moved = self.follow(*head);
+            if matches!(moved, Move::Later) {
+                break;
+            }
+            let Some((_, reply)) = self.heads.pop_front() else { break };
+            match moved {
+                // The caller waits for the answer; if it is gone, nobody does.
+                Move::Answer(answer) => drop(reply.send(answer)),
+                Move::Await(block) => self.await_head(block, reply),
+                Move::AwaitStore(block) => self.canonical_waiters.push((block, reply)),
+                Move::Later => {}
+            }
+        }
+    }
+
+    fn follow(&mut self, head: BlockHash) -> Move {
+        let (block, durability) = match self.tree.nodes.get(&head) {
+            _ if self.tree.chain.contains_hash(&head) => return Move::Answer(Ok(())),
+            Some(Node::InFlight(entry)) => return Move::Answer(Err(CanonicalError::NotJudged(entry.block()))),
+            None => return Move::Answer(Err(CanonicalError::Unknown(head))),
+            Some(Node::Committed(committed)) => (committed.layer.anchor.block, &committed.durability),
+        };
+        match durability {
+            Durability::Durable => return Move::Answer(Ok(())),
+            Durability::Queued { .. } => return Move::Await(block),
+            Durability::InMemory => {}
+        }
+        if self.is_canonical_in_memory(block) {
+            return Move::Await(block);
+        }
+        if self.tree.path_to(head).is_some() {
+            self.backlog.head = block;
+            return Move::Await(block);
+        }
+        if self.tree.queued_head != self.tree.tip() {
+            return Move::Later;
+        }
+        let Some((to, branch)) = self.tree.branch_to(block) else {
+            return Move::Answer(Err(CanonicalError::NotADescendant { block, of: self.tree.queued_head }));
+        };
+        for layer in &branch {
+            self.mark_queued(layer.anchor.block, None);
+        }
+        self.reorg = Some(Reorg { held: Vec::new(), left: self.backlog.head });
+        self.backlog.head = block;
+        // The committer is gone only after a failure, whose answer is on its way.
+        let _failed = self.orders.send(Order::Reorganise { to, branch });
+        Move::AwaitStore(block)
+    }
+
+    fn mark_queued(&mut self, block: BlockNumHash, permit: Option<Permit>) -> Option<Arc<Layer>> {
+        let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) else { return None };
+        committed.durability = Durability::Queued { _permit: permit };
+        self.tree.queued_head = block;
+        Some(Arc::clone(&committed.layer))
     }
 
     /// Hands a committed block to the committer.
     pub(super) fn queue(&mut self, block: BlockNumHash, permit: Option<Permit>) {
-        let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&block.hash) else { return };
-        committed.durability = Durability::Queued { _permit: permit };
-        self.tree.queued_head = block;
-        // The committer is gone only after a failure, whose answer is on its way.
-        let _failed = self.commits.send(Arc::clone(&committed.layer));
+        let Some(layer) = self.mark_queued(block, permit) else { return };
+        match &mut self.reorg {
+            Some(reorg) => reorg.held.push(layer),
+            // The committer is gone only after a failure, whose answer is on its way.
+            None => drop(self.orders.send(Order::Commit(layer))),
+        }
     }
 
     pub(super) fn on_committed(&mut self, layers: &[Arc<Layer>], result: Result<Cached<S::Snapshot>, Failure>) {
         match result {
             Ok(base) => {
                 Counters::add(&self.counters.store_commits);
-                self.tree.base = match layers.last() {
-                    Some(newest) => base.with_tries(newest.tries.clone()),
-                    None => base,
-                };
-                for layer in layers {
-                    Counters::add(&self.counters.commits);
-                    if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&layer.anchor.block.hash) {
-                        committed.durability = Durability::Durable;
-                    }
-                }
+                self.tree.base = base;
+                layers.iter().for_each(|layer| self.tree.chain.push(layer.anchor));
                 self.note_durable(layers);
-                for lost in self.tree.prune() {
-                    self.halt(&lost, Halt::ForkLost);
-                }
-                self.sweep();
+                self.moved();
             }
             Err(failure) => self.break_down(failure),
         }
         self.answer_waiters();
     }
 
-    /// A commit, or the log, has failed: nothing is admitted any more, and everything in flight is told.
-    pub(super) fn break_down(&mut self, failure: Failure) {
-        self.broken = Some(failure.clone());
-        // What was queued will not be committed: its room is given back, so that callers get to hear why.
+    pub(super) fn on_reorganised(&mut self, result: Result<Reorganised<S>, ReorgFailure>) {
+        let (held, left) = self.reorg.take().map_or((Vec::new(), self.backlog.head), |reorg| (reorg.held, reorg.left));
+        match result {
+            Ok(Reorganised { base, chain, unwound, branch, store_commits }) => {
+                Counters::add(&self.counters.reorganisations);
+                Counters::add_many(&self.counters.unwound, unwound.len() as u64);
+                Counters::add_many(&self.counters.store_commits, store_commits);
+                (self.tree.base, self.tree.chain) = (base, chain);
+                for layer in &unwound {
+                    self.tree.keep_unwound(layer);
+                    self.backlog.hold(layer, None);
+                }
+                self.record_head();
+                self.note_durable(&branch);
+                for layer in held {
+                    // As above.
+                    let _failed = self.orders.send(Order::Commit(layer));
+                }
+                self.moved();
+            }
+            Err(ReorgFailure::Before(failure)) => {
+                self.unqueue();
+                self.tree.queued_head = self.tree.tip();
+                self.backlog.head = left;
+                for (_, waiter) in self.canonical_waiters.drain(..) {
+                    let _gone = waiter.send(Err(CanonicalError::Failed(failure.clone())));
+                }
+                self.ask_again();
+                self.follow_heads();
+            }
+            Err(ReorgFailure::Midway(failure)) => self.break_down(failure),
+        }
+        self.answer_waiters();
+    }
+
+    fn note_durable(&mut self, layers: &[Arc<Layer>]) {
+        for layer in layers {
+            Counters::add(&self.counters.commits);
+            if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&layer.anchor.block.hash) {
+                committed.durability = Durability::Durable;
+            }
+            self.backlog.acknowledge_durable(&layer.anchor.block.hash);
+        }
+    }
+
+    /// The durable tip is another one.
+    fn moved(&mut self) {
+        self.tree.grounds.step();
+        for lost in self.tree.prune() {
+            self.halt(&lost, Halt::ForkLost);
+        }
+        self.ask_again();
+        self.answer_waiters();
+        self.tree.chain.trim();
+        self.follow_heads();
+        self.sweep();
+    }
+
+    /// What was queued will not be committed: its room is given back, so that callers get to hear why.
+    fn unqueue(&mut self) {
         for node in self.tree.nodes.values_mut() {
             if let Node::Committed(Committed { durability: durability @ Durability::Queued { .. }, .. }) = node {
                 *durability = Durability::InMemory;
             }
         }
+    }
+
+    /// A commit, or the log, has failed: nothing is admitted any more, and everything in flight is told.
+    pub(super) fn break_down(&mut self, failure: Failure) {
+        self.broken = Some(failure.clone());
+        self.unqueue();
         self.give_up_backlog(&failure);
         let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
         for hash in in_flight {
@@ -86,9 +213,9 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     pub(super) fn answer_waiters(&mut self) {
-        let durable = self.tree.base.anchor();
         if let Some(failure) = &self.broken {
-            for (_, waiter) in self.canonical_waiters.drain(..) {
+            let heads = self.heads.drain(..).map(|(_, waiter)| waiter);
+            for waiter in self.canonical_waiters.drain(..).map(|(_, waiter)| waiter).chain(heads) {
                 let _gone = waiter.send(Err(CanonicalError::Failed(failure.clone())));
             }
             for waiter in self.flush_waiters.drain(..) {
@@ -96,14 +223,16 @@ impl<S: TrieStore> Calculator<S> {
             }
             return;
         }
+        let chain = &self.tree.chain;
         self.canonical_waiters.retain(|(block, waiter)| {
-            let done = block.number <= durable.block.number;
+            let done = chain.contains(*block);
             if done {
                 let _gone = waiter.send(Ok(()));
             }
             !done
         });
-        if self.backlog.head == durable.block {
+        let durable = self.tree.base.anchor();
+        if self.backlog.head == durable.block && self.heads.is_empty() {
             for waiter in self.flush_waiters.drain(..) {
                 let _gone = waiter.send(Ok(durable));
             }

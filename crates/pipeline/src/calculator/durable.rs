@@ -11,8 +11,9 @@
 //! 1. `Backlog::head` is the newest canonical block. It descends from `Tree::queued_head`, or is it.
 //! 2. `Backlog::held` has exactly the valid blocks that are in memory and not in the store.
 //! 3. Without a log every canonical block is handed to the committer at once: nothing but the store keeps it.
-//! 4. Too many bytes held refuse new blocks, and hand everything canonical to the committer. Neither waits for the other,
-//!    and blocks in flight go on: there is no cycle of waiting.
+//! 4. Too many bytes between the durable tip and the head refuse new blocks, and hand everything there to the committer:
+//!    room comes with its commits, which wait for nobody. What is beside the canonical chain is not counted, since no
+//!    commit would make room of it.
 
 use std::{
     collections::HashMap,
@@ -49,26 +50,31 @@ pub(crate) struct Backlog {
     pub(crate) head: BlockNumHash,
     log: Option<Sender<LogOrder>>,
     held: HashMap<BlockHash, Held>,
-    bytes: usize,
     permits: Arc<Permits>,
 }
 
 impl Backlog {
     pub(crate) fn new(head: BlockNumHash, log: Option<Sender<LogOrder>>, permits: Arc<Permits>) -> Self {
-        Self { head, log, held: HashMap::new(), bytes: 0, permits }
+        Self { head, log, held: HashMap::new(), permits }
     }
 
-    /// Counts a block that was recovered.
+    /// Counts a block that is in memory, and not in the store.
     pub(crate) fn hold(&mut self, layer: &Layer, acknowledge: Option<Acknowledge>) {
         let held = Held { bytes: layer_bytes(layer), since: Instant::now(), acknowledge };
-        self.bytes += held.bytes;
         self.held.insert(layer.anchor.block.hash, held);
     }
 
-    fn let_go(&mut self, hash: &BlockHash) -> Option<Acknowledge> {
-        let held = self.held.remove(hash)?;
-        self.bytes -= held.bytes;
-        held.acknowledge
+    fn bytes<'a>(&self, blocks: impl IntoIterator<Item = &'a Arc<Layer>>) -> usize {
+        let held = blocks.into_iter().filter_map(|layer| self.held.get(&layer.anchor.block.hash));
+        held.map(|held| held.bytes).sum()
+    }
+
+    /// The store has the block.
+    pub(crate) fn acknowledge_durable(&mut self, hash: &BlockHash) {
+        if let Some(acknowledge) = self.held.remove(hash).and_then(|held| held.acknowledge) {
+            // Nobody may be waiting.
+            let _unasked = acknowledge.send(Ok(()));
+        }
     }
 
     /// Hands an order to the log, if there is one.
@@ -120,7 +126,6 @@ impl<S: TrieStore> Calculator<S> {
             if extends {
                 self.backlog.order(LogOrder::Canonical { head: block, reply: None });
             }
-            self.release();
         } else {
             self.backlog.hold(layer, Some(acknowledge));
             if extends {
@@ -129,31 +134,19 @@ impl<S: TrieStore> Calculator<S> {
                 // Before the verdict is out: whoever has it finds the room.
                 drop(permit);
             }
-            self.note_room();
         }
+        self.release();
     }
 
-    /// Makes a committed block the head, if the head can move there. Gives the block.
-    pub(super) fn move_head(&mut self, head: BlockHash) -> Result<BlockNumHash, CanonicalError> {
-        let durable = self.tree.tip();
-        let (block, queued) = match self.tree.nodes.get(&head) {
-            _ if head == durable.hash => return Ok(durable),
-            Some(Node::InFlight(entry)) => return Err(CanonicalError::NotJudged(entry.block())),
-            None => return Err(CanonicalError::Unknown(head)),
-            Some(Node::Committed(Committed { layer, durability, .. })) => {
-                (layer.anchor.block, matches!(durability, Durability::Queued { .. }))
-            }
-        };
-        // An ancestor of the head is canonical already, and the head does not move back to it.
-        let canonical = self.tree.path_to(self.backlog.head.hash);
-        let is_canonical = |path: Vec<Arc<Layer>>| path.iter().any(|layer| layer.anchor.block == block);
-        if !queued && !canonical.is_some_and(is_canonical) {
-            if self.tree.path_to(head).is_none() {
-                return Err(CanonicalError::NotADescendant { block, of: self.tree.queued_head });
-            }
-            self.backlog.head = block;
-        }
-        Ok(block)
+    /// Whether a block is canonical and was not handed to the committer.
+    pub(super) fn is_canonical_in_memory(&self, block: BlockNumHash) -> bool {
+        let path = self.tree.path_to(self.backlog.head.hash);
+        path.is_some_and(|path| path.iter().any(|layer| layer.anchor.block == block))
+    }
+
+    /// Records that the head is what it is; nobody waits for that.
+    pub(super) fn record_head(&self) {
+        self.backlog.order(LogOrder::Canonical { head: self.backlog.head, reply: None });
     }
 
     /// Has `reply` answered when it is certain that the head stays what it is.
@@ -169,60 +162,39 @@ impl<S: TrieStore> Calculator<S> {
         self.backlog.order(LogOrder::Canonical { head: self.backlog.head, reply: waiter });
     }
 
-    /// Hands to the committer what is due.
+    /// Hands to the committer what is due, and refuses new blocks while what waits for the store takes too much memory.
     pub(super) fn release(&mut self) {
-        self.note_room();
         if self.broken.is_some() {
             return;
         }
         let Some(path) = self.tree.path_to(self.backlog.head.hash) else { return };
-        let due = self.due(&path);
+        let queued = self.tree.nodes.values().filter_map(|node| match node {
+            Node::Committed(Committed { layer, durability: Durability::Queued { .. }, .. }) => Some(layer),
+            _ => None,
+        });
+        let full = self.backlog.bytes(path.iter().chain(queued)) > self.config.max_unflushed_bytes;
+        self.backlog.permits.set_full(full);
+        let due = if full || !self.flush_waiters.is_empty() { path.len() } else { self.due(&path) };
         path[..due].iter().for_each(|layer| self.queue(layer.anchor.block, None));
     }
 
     /// How many of the canonical blocks in memory, oldest first, are to be flushed now.
     fn due(&self, path: &[Arc<Layer>]) -> usize {
         let Flush::Background(settings) = &self.config.flush else { return path.len() };
-        if self.is_full() || !self.flush_waiters.is_empty() {
-            return path.len();
-        }
         let ready = &path[..path.len().saturating_sub(settings.keep_in_memory)];
-        let held = || ready.iter().filter_map(|layer| self.backlog.held.get(&layer.anchor.block.hash));
-        let bytes: usize = held().map(|held| held.bytes).sum();
-        let waited = held().next().map(|held| held.since.elapsed());
+        let oldest = ready.first().and_then(|layer| self.backlog.held.get(&layer.anchor.block.hash));
         let due = ready.len() >= settings.blocks.get()
-            || bytes >= settings.bytes
-            || waited.is_some_and(|waited| waited >= settings.interval);
+            || !ready.is_empty() && self.backlog.bytes(ready) >= settings.bytes
+            || oldest.is_some_and(|oldest| oldest.since.elapsed() >= settings.interval);
         if due { ready.len() } else { 0 }
-    }
-
-    fn is_full(&self) -> bool {
-        self.backlog.bytes > self.config.max_unflushed_bytes
-    }
-
-    fn note_room(&self) {
-        self.backlog.permits.set_full(self.is_full());
-    }
-
-    /// The store has these blocks.
-    pub(super) fn note_durable(&mut self, layers: &[Arc<Layer>]) {
-        for layer in layers {
-            if let Some(acknowledge) = self.backlog.let_go(&layer.anchor.block.hash) {
-                // Nobody may be waiting.
-                let _unasked = acknowledge.send(Ok(()));
-            }
-        }
     }
 
     /// Lets go of what the tree has let go of, and of the records that nobody will ask for.
     pub(super) fn sweep(&mut self) {
-        let gone = |hash: &&BlockHash| !matches!(self.tree.nodes.get(*hash), Some(Node::Committed(_)));
-        let gone: Vec<_> = self.backlog.held.keys().filter(gone).copied().collect();
-        for hash in gone {
-            // Dropped: whoever waits hears that the block was given up.
-            drop(self.backlog.let_go(&hash));
-        }
-        if let Some(up_to) = self.tree.tip().number.checked_sub(self.config.keep_records) {
+        // Whoever waits for one hears that it was given up.
+        let nodes = &self.tree.nodes;
+        self.backlog.held.retain(|hash, _| matches!(nodes.get(hash), Some(Node::Committed(_))));
+        if let Some(up_to) = self.tree.tip().number.checked_sub(self.config.unwind_depth) {
             self.backlog.order(LogOrder::Prune(up_to));
         }
         self.release();

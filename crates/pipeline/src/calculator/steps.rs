@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Instant};
 
 use alloy_primitives::B256;
-use foldgate_core::{BlockHash, HashedPostState, TrieReader, TrieStore, trie::FoldOptions};
+use foldgate_core::{BlockHash, HashedPostState, TrieStore, trie::FoldOptions};
 
 use super::{Calculator, Progress};
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     request::RebuiltBal,
     tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node},
     verdict::{ConfirmedBy, Failure, InvalidReason, Mode},
+    view::StateView,
 };
 
 impl<S: TrieStore> Calculator<S> {
@@ -47,11 +48,13 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     /// Lets the executor read as soon as every ancestor in flight has been executed.
-    fn open_state_gate(&self, entry: &mut Entry<S::Snapshot>) {
-        if !entry.shared.gate.is_open()
-            && let Some(view) = self.tree.state_view(&entry.base, entry.parent)
-        {
-            entry.shared.gate.open(view);
+    fn open_state_gate(&mut self, entry: &mut Entry<S::Snapshot>) {
+        if entry.shared.gate.is_open() {
+            return;
+        }
+        let (executed, sight) = self.tree.state_view(&entry.ground, entry.parent);
+        if let Some(committed) = self.look(entry, sight) {
+            entry.shared.gate.open(StateView { executed, committed });
         }
     }
 
@@ -129,11 +132,15 @@ impl<S: TrieStore> Calculator<S> {
             (Mode::Incremental(_), _) => Arc::clone(entry.executed.as_ref()?),
         };
         let ready = *entry.leaves_ready.get_or_insert_with(Instant::now);
-        let parent = self.tree.committed_view(&entry.base, entry.parent)?;
+        let sight = self.tree.committed_view(&entry.ground, entry.parent);
+        let parent = self.look(entry, sight)?;
         let counters = &self.counters;
         match entry.mode {
             Mode::BalDriven => {
                 Counters::add(&counters.folds_ahead);
+                if entry.ground.way.is_some() {
+                    Counters::add(&counters.folds_ahead_below_tip);
+                }
                 if matches!(entry.execution, ExecutionStage::Running) {
                     Counters::add(&counters.folds_before_execution_ended);
                 }
@@ -142,7 +149,7 @@ impl<S: TrieStore> Calculator<S> {
         }
         if !entry.gate_opened {
             entry.gate_opened = true;
-            let durable = entry.parent == parent.base().anchor().block;
+            let durable = entry.parent == entry.ground.block();
             Counters::add(if durable {
                 &counters.gates_opened_from_durable
             } else {
@@ -223,9 +230,10 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    fn start_compare(&self, entry: &mut Entry<S::Snapshot>, executed: Arc<HashedPostState>, folded: Arc<Folded>) {
+    fn start_compare(&mut self, entry: &mut Entry<S::Snapshot>, executed: Arc<HashedPostState>, folded: Arc<Folded>) {
         // The parent is committed: the fold has ended.
-        let Some(parent) = self.tree.committed_view(&entry.base, entry.parent) else { return };
+        let sight = self.tree.committed_view(&entry.ground, entry.parent);
+        let Some(parent) = self.look(entry, sight) else { return };
         entry.compare = CompareStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
         self.pool.spawn(&self.answers, &entry.shared, move || {

@@ -418,7 +418,7 @@ fn a_delivered_block_is_not_calculated_twice() {
 fn blocks_of_unknown_parents_are_held_within_bounds() {
     let mut world = world(24);
     let genesis = world.genesis.clone();
-    let config = PipelineConfig { max_orphans: 2, ..PipelineConfig::default().with_bal_driven(true) };
+    let config = PipelineConfig { max_orphans: 2, unwind_depth: 0, ..PipelineConfig::default().with_bal_driven(true) };
     let pipeline = Pipeline::open(Arc::clone(&world.store), config).unwrap();
     let parents: Vec<_> = (0..3).map(|_| world.child(&genesis)).collect();
     let children: Vec<_> = parents.iter().map(|parent| world.child(parent)).collect();

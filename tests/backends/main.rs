@@ -36,3 +36,4 @@ mod races;
 mod reorgs;
 mod storm;
 mod support;
+mod what_if;

@@ -283,24 +283,33 @@ impl<S: TrieStore> Storm<'_, S> {
         self.tickets.lock().unwrap().push((delivery.block, delivery.list, ticket));
     }
 
-    /// Delivers a block honestly until it is judged.
-    fn see_judged(&self, at: usize) {
+    /// Delivers a block honestly until it is judged, or said to be out of reach. Says whether it was judged.
+    fn see_judged(&self, at: usize) -> bool {
         let delivery = Delivery { block: at, list: List::Payload, end: End::Honest, hesitates: false, reads: true };
         let request = || request(&self.tree.blocks[at], List::Payload);
         eventually("a block is never judged", || match self.pipeline.begin(request()) {
             Ok(Begun::Known(verdict)) => {
                 self.check(at, List::Payload, &Ok(verdict));
-                Some(())
+                Some(true)
             }
             Ok(Begun::Started(handle)) => {
                 self.execute(&delivery, handle);
                 None
             }
             // Durable already, and the verdict forgotten; or out of reach.
-            Err(BeginError::BelowTip { .. }) => Some(()),
+            Err(BeginError::BelowTip { .. }) => Some(false),
             Err(BeginError::Busy { .. } | BeginError::InFlight(_)) => None,
             Err(error) => panic!("block {at}: {error}"),
-        });
+        })
+    }
+
+    fn see_all_judged_above_tip(&self, store: &S) {
+        for at in 1..self.tree.blocks.len() {
+            self.pipeline.flush().unwrap();
+            if !self.tree.is_doomed(at) && self.tree.descends(self.tree.parents[at], tip(store)) {
+                let _durable_or_judged = self.see_judged(at);
+            }
+        }
     }
 
     /// Moves the head to any block of the tree, from wherever it is. Where the settings allow any depth, no block is out
@@ -310,7 +319,12 @@ impl<S: TrieStore> Storm<'_, S> {
         while path[path.len() - 1] != 0 {
             path.push(self.tree.parents[path[path.len() - 1]]);
         }
-        path.iter().rev().skip(1).for_each(|block| self.see_judged(*block));
+        for block in path.into_iter().rev().skip(1) {
+            if !self.see_judged(block) && !self.tree.is_ancestor_of(block, tip(store)) {
+                assert!(!any_depth, "block {block} is out of reach");
+                return;
+            }
+        }
         match self.pipeline.set_canonical(self.tree.blocks[at].facts.block.hash) {
             Ok(()) => assert!(self.tree.is_ancestor_of(at, tip(store)), "the head is elsewhere"),
             Err(CanonicalError::Unknown(_) | CanonicalError::NotADescendant { .. }) if !any_depth => {}
@@ -484,12 +498,7 @@ fn settle<S: TrieStore>(
     dice: &mut Dice,
 ) -> CounterSnapshot {
     let (tree, pipeline) = (storm.tree, storm.pipeline);
-    for at in 1..tree.blocks.len() {
-        pipeline.flush().unwrap();
-        if !tree.is_doomed(at) && tree.descends(tree.parents[at], tip(store)) {
-            storm.see_judged(at);
-        }
-    }
+    storm.see_all_judged_above_tip(store);
     pipeline.flush().unwrap();
     let leaves = (0..tree.blocks.len()).filter(|at| !tree.is_doomed(*at) && tree.descends(*at, tip(store)));
     let leaves: Vec<_> = leaves.collect();
@@ -511,6 +520,8 @@ fn settle<S: TrieStore>(
             storm.hop(store, at, any_depth);
         }
     }
+    // What stands on the tip now may have been held since it was delivered without its parent.
+    storm.see_all_judged_above_tip(store);
     pipeline.flush().unwrap();
 
     // What stands beside the durable branch, or on a rejected block, may be held as an orphan until the end.

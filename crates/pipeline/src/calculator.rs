@@ -37,6 +37,7 @@ use foldgate_core::{
 
 use crate::{
     committer::Order,
+    compute::{Unseen, View},
     config::PipelineConfig,
     counters::{Counters, SkipReason},
     ground::Ground,
@@ -61,7 +62,7 @@ pub(crate) struct Request<R: TrieReader> {
 
 /// Everything else that the pipeline's owner asks for.
 #[derive(Debug)]
-pub(crate) enum Control {
+pub(crate) enum Control<R: TrieReader> {
     SetCanonical {
         head: BlockHash,
         reply: Sender<Result<(), CanonicalError>>,
@@ -69,6 +70,11 @@ pub(crate) enum Control {
     /// Answers when everything queued is durable.
     Flush {
         reply: Sender<Result<StateAnchor, Failure>>,
+    },
+    /// Answers with a view of a committed block's state.
+    See {
+        block: BlockNumHash,
+        reply: Sender<Result<View<R>, Unseen>>,
     },
     Shutdown,
 }
@@ -79,7 +85,7 @@ pub(crate) struct Inbox<S: TrieStore> {
     pub(crate) requests: Receiver<Request<S::Snapshot>>,
     pub(crate) results: Receiver<Execution>,
     pub(crate) answers: Receiver<JobMessage<S>>,
-    pub(crate) control: Receiver<Control>,
+    pub(crate) control: Receiver<Control<S::Snapshot>>,
 }
 
 /// What a step found.
@@ -98,6 +104,9 @@ struct Plan {
     raw: Option<Bytes>,
     sourced: bool,
 }
+
+/// Who waits to see a block's state, and which.
+type Viewer<R> = (BlockNumHash, Sender<Result<View<R>, Unseen>>);
 
 /// A reorganisation under way, and what became canonical meanwhile.
 #[derive(Debug)]
@@ -125,6 +134,8 @@ pub(crate) struct Calculator<S: TrieStore> {
     pub(crate) heads: VecDeque<(BlockHash, Sender<Result<(), CanonicalError>>)>,
     /// Ways that could not be found while the durable chain was being left.
     pub(crate) lost_ways: Vec<BlockNumHash>,
+    /// Those who wait for a way to see a block's state.
+    pub(crate) viewers: Vec<Viewer<S::Snapshot>>,
     pub(crate) canonical_waiters: Vec<(BlockNumHash, Sender<Result<(), CanonicalError>>)>,
     pub(crate) flush_waiters: Vec<Sender<Result<StateAnchor, Failure>>>,
     pub(crate) touched: VecDeque<BlockHash>,
@@ -422,7 +433,7 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    fn on_control(&mut self, control: Control) {
+    fn on_control(&mut self, control: Control<S::Snapshot>) {
         match control {
             Control::SetCanonical { head, reply } => self.set_canonical(head, reply),
             Control::Flush { reply } => {
@@ -430,6 +441,7 @@ impl<S: TrieStore> Calculator<S> {
                 self.release();
                 self.answer_waiters();
             }
+            Control::See { block, reply } => self.see(block, reply),
             // Handled by the loop.
             Control::Shutdown => {}
         }

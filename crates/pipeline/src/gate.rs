@@ -1,6 +1,7 @@
 //! The state gate: a child's executor may read as soon as its parent's execution has ended and was confirmed.
 //!
-//! The calculator opens the gate, once, or the block's cancellation shuts it for good. Readers wait outside.
+//! The calculator opens the gate, once, or the block's cancellation shuts it for good. Readers wait outside. The protocol
+//! is written in `docs/gates.md`; `tests/gate.rs` checks its interleavings.
 //!
 //! Invariants:
 //! 1. The gate never opens to values that only an access list claims: what it lets see was executed.
@@ -8,11 +9,10 @@
 //! 3. A waiter is woken by opening and by cancelling: both take `lock` before they notify, so that no wake-up can fall
 //!    between a waiter's check and its sleep.
 
-use std::sync::OnceLock;
-
-use parking_lot::{Condvar, Mutex};
-
-use crate::halt::{CancelToken, Halt};
+use crate::{
+    halt::{CancelToken, Halt},
+    sync::{Condvar, Mutex, OnceLock},
+};
 
 /// One block's state gate; `V` is the view that it opens to.
 #[derive(Debug)]
@@ -64,44 +64,5 @@ impl<V> StateGate<V> {
             }
             self.wake.wait(&mut guard);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{sync::Arc, thread, time::Duration};
-
-    use super::*;
-
-    #[test]
-    fn opening_wakes_waiters_and_is_final() {
-        let gate = Arc::new(StateGate::new(CancelToken::default()));
-        let waiters: Vec<_> = (0..4)
-            .map(|_| {
-                let gate = Arc::clone(&gate);
-                thread::spawn(move || gate.wait().copied())
-            })
-            .collect();
-        thread::sleep(Duration::from_millis(5));
-        assert!(!gate.is_open());
-        gate.open(7);
-        gate.open(8);
-        for waiter in waiters {
-            assert_eq!(waiter.join().unwrap(), Ok(7));
-        }
-    }
-
-    #[test]
-    fn cancelling_wakes_waiters_and_beats_an_open_gate() {
-        let gate = Arc::new(StateGate::<u8>::new(CancelToken::default()));
-        let waiter = {
-            let gate = Arc::clone(&gate);
-            thread::spawn(move || gate.wait().copied())
-        };
-        thread::sleep(Duration::from_millis(5));
-        gate.cancel(Halt::ForkLost);
-        assert_eq!(waiter.join().unwrap(), Err(Halt::ForkLost));
-        gate.open(1);
-        assert_eq!(gate.wait(), Err(Halt::ForkLost), "no read goes on in a cancelled block");
     }
 }

@@ -4,12 +4,11 @@
 //! 1. A token is set once; the first reason stays.
 //! 2. Whoever sees the flag set (acquire) also sees the reason (it is written before the flag's release).
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use foldgate_core::BlockNumHash;
+
+use crate::sync::{AtomicBool, OnceLock};
 
 /// Why a block's work was stopped before, or without, a verdict of its own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,19 +80,5 @@ impl CancelToken {
         let _first = self.inner.reason.set(reason);
         // Release: pairs with the acquire in `is_cancelled`.
         self.inner.halted.store(true, Ordering::Release);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_reason_stays() {
-        let token = CancelToken::default();
-        assert_eq!(token.check(), Ok(()));
-        token.cancel(Halt::ForkLost);
-        token.cancel(Halt::Shutdown);
-        assert_eq!(token.clone().check(), Err(Halt::ForkLost));
     }
 }

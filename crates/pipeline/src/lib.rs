@@ -22,10 +22,13 @@
 
 mod calculator;
 mod committer;
+mod compute;
 mod config;
 mod counters;
 mod durability;
 mod gate;
+#[cfg(test)]
+mod gate_tests;
 mod ground;
 mod halt;
 mod handle;
@@ -39,6 +42,14 @@ mod tree;
 mod verdict;
 mod view;
 
+/// The locks and cells of the gate's protocol. A model checker puts its own in their place.
+mod sync {
+    pub(crate) use std::sync::{OnceLock, atomic::AtomicBool};
+
+    pub(crate) use parking_lot::{Condvar, Mutex};
+}
+
+pub use compute::{ComputeError, Computed};
 pub use config::{
     BAL_DRIVEN_VARIABLE, BAL_RETENTION_BLOCKS, BackgroundFlush, Canonical, ConfigError, Flush, OnEarlyMismatch,
     PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,

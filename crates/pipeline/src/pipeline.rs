@@ -152,7 +152,7 @@ type RunLog = Box<dyn FnOnce(Receiver<LogOrder>, Box<dyn Fn(Failure) + Send>) + 
 pub struct Pipeline<S: TrieStore> {
     requests: Sender<Request<S::Snapshot>>,
     results: Sender<Execution>,
-    control: Sender<Control>,
+    pub(crate) control: Sender<Control<S::Snapshot>>,
     counters: Arc<Counters>,
     cache: Arc<PageCache>,
     permits: Arc<Permits>,
@@ -287,6 +287,7 @@ impl<S: TrieStore> Pipeline<S> {
             reorg: None,
             heads: std::collections::VecDeque::new(),
             lost_ways: Vec::new(),
+            viewers: Vec::new(),
             canonical_waiters: Vec::new(),
             flush_waiters: Vec::new(),
             touched: std::collections::VecDeque::new(),

@@ -22,7 +22,7 @@ use std::{io::Write, sync::Arc};
 use alloy_consensus::Header;
 use alloy_hardforks::EthereumHardforks;
 use alloy_primitives::Sealed;
-use foldgate_core::{BalStore, StateAnchor, TrieReader};
+use foldgate_core::{BalStore, StateAnchor, TrieReader, TrieStore};
 use foldgate_evm::{ChainSpec, recover_senders};
 use foldgate_testing::chains::{read_genesis, read_head_state};
 

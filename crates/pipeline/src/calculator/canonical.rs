@@ -203,6 +203,7 @@ impl<S: TrieStore> Calculator<S> {
         self.broken = Some(failure.clone());
         self.unqueue();
         self.give_up_backlog(&failure);
+        self.refuse_viewers(&failure, |_| true);
         let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
         for hash in in_flight {
             if let Some(entry) = self.tree.take(&hash) {

@@ -8,14 +8,16 @@
 
 use std::sync::Arc;
 
+use crossbeam_channel::Sender;
 use foldgate_core::{BlockHash, BlockNumHash, Cached, Layer, Overlay, TrieStore};
 
 use super::Calculator;
 use crate::{
+    compute::{Unseen, View},
     counters::Counters,
     ground::Ground,
     jobs::{self, JobMessage},
-    tree::{Entry, Node, Sight},
+    tree::{Entry, Node, ParentStatus, Sight},
     verdict::Failure,
 };
 
@@ -74,6 +76,7 @@ impl<S: TrieStore> Calculator<S> {
                 Counters::add(&self.counters.ways);
                 self.tree.grounds.put(block, Ground { base, way: Some(Arc::new(layer)) });
                 self.touch_descendants(&block.hash);
+                self.answer_viewers();
             }
             Err(failure) => {
                 self.tree.grounds.forget(block);
@@ -81,7 +84,9 @@ impl<S: TrieStore> Calculator<S> {
                     self.lost_ways.push(block);
                 } else if step != self.tree.grounds.current_step() {
                     self.touch_descendants(&block.hash);
+                    self.answer_viewers();
                 } else {
+                    self.refuse_viewers(&failure, |at| *at == block);
                     for child in self.tree.children.get(&block.hash).cloned().unwrap_or_default() {
                         if let Some(entry) = self.tree.take(&child) {
                             self.close_failed(entry, failure.clone());
@@ -97,6 +102,41 @@ impl<S: TrieStore> Calculator<S> {
         for block in std::mem::take(&mut self.lost_ways) {
             self.touch_descendants(&block.hash);
         }
+        self.answer_viewers();
+    }
+
+    /// Answers with a view of a committed block's state, as soon as there is one.
+    pub(super) fn see(&mut self, block: BlockNumHash, reply: Sender<Result<View<S::Snapshot>, Unseen>>) {
+        let durable = Ground::durable(self.tree.base.clone());
+        let answer = match self.tree.committed_view(&durable, block) {
+            Sight::Clear { view, .. } => Ok(view),
+            Sight::Needs(way) => {
+                self.viewers.push((block, reply));
+                self.ask_way(way);
+                return;
+            }
+            Sight::Shut if self.tree.parent_status(block) == ParentStatus::InFlight => Err(Unseen::NotJudged),
+            Sight::Shut => Err(Unseen::OutOfReach),
+        };
+        // Whoever asked may be gone.
+        let _gone = reply.send(answer);
+    }
+
+    fn answer_viewers(&mut self) {
+        for (block, reply) in std::mem::take(&mut self.viewers) {
+            self.see(block, reply);
+        }
+    }
+
+    /// Tells those who wait for these blocks that there is no way.
+    pub(super) fn refuse_viewers(&mut self, failure: &Failure, of: impl Fn(&BlockNumHash) -> bool) {
+        self.viewers.retain(|(block, reply)| {
+            let refused = of(block);
+            if refused {
+                let _gone = reply.send(Err(Unseen::Failed(failure.clone())));
+            }
+            !refused
+        });
     }
 
     /// Touches all blocks in flight that stand on a committed one through blocks in flight.

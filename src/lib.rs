@@ -16,6 +16,7 @@ pub use foldgate_core as core;
 #[cfg(feature = "evm")]
 pub use foldgate_evm as evm;
 pub use foldgate_pipeline as pipeline;
+pub use foldgate_record_log as record_log;
 #[cfg(feature = "mdbx")]
 pub use foldgate_storage_mdbx as storage_mdbx;
 #[cfg(feature = "redb")]
@@ -23,6 +24,7 @@ pub use foldgate_storage_redb as storage_redb;
 
 pub use foldgate_core::{MemoryStore, StateReader, TrieReader, TrieStore};
 pub use foldgate_pipeline::{BlockRequest, BlockResult, Pipeline, PipelineConfig, Verdict};
+pub use foldgate_record_log::FileLog;
 #[cfg(feature = "mdbx")]
 pub use foldgate_storage_mdbx::MdbxStore;
 #[cfg(feature = "redb")]

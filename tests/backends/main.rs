@@ -26,9 +26,12 @@ macro_rules! stamp_all {
 
 mod advance;
 mod differential;
+mod durability;
 mod faulty;
 mod judgement;
+mod kills;
 mod late;
+mod logs;
 mod moving;
 mod pipeline;
 mod races;

@@ -19,8 +19,8 @@ use foldgate::{
     BlockRequest, BlockResult, Pipeline, PipelineConfig, StateReader as _, TrieReader, TrieStore, Verdict,
     core::{BalStore, keys::hash_address},
     pipeline::{
-        BeginError, Begun, BlockError, BlockHandle, Canonical, CanonicalError, CounterSnapshot, InvalidReason,
-        OnEarlyMismatch, Outcome, ReadError, RecordError, VerdictTicket,
+        BackgroundFlush, BeginError, Begun, BlockError, BlockHandle, Canonical, CanonicalError, CounterSnapshot, Flush,
+        InvalidReason, OnEarlyMismatch, Outcome, ReadError, RecordError, VerdictTicket,
     },
 };
 use foldgate_testing::{
@@ -30,6 +30,7 @@ use foldgate_testing::{
 
 use crate::{
     faulty::FaultyStore,
+    logs::SharedLog,
     races::{eventually, resolved},
     support::{assert_state, honest, load},
 };
@@ -177,6 +178,12 @@ fn request(block: &SimBlock, list: List) -> BlockRequest {
 
 fn config(dice: &mut Dice) -> PipelineConfig {
     let size = |number: u64| NonZeroUsize::new(number as usize).unwrap();
+    let background = BackgroundFlush {
+        keep_in_memory: dice.roll(6) as usize,
+        blocks: size(1 + dice.roll(8)),
+        bytes: [1, 64 << 20][dice.roll(2) as usize],
+        interval: Duration::from_millis([1, 60_000][dice.roll(2) as usize]),
+    };
     PipelineConfig {
         bal_driven: !dice.one_in(5),
         canonical: if dice.one_in(2) { Canonical::Auto } else { Canonical::Explicit },
@@ -190,6 +197,10 @@ fn config(dice: &mut Dice) -> PipelineConfig {
         page_cache_bytes: [0, 20 << 10, 256 << 20][dice.roll(3) as usize],
         shadow: dice.one_in(2),
         divergence_directory: None,
+        flush: if dice.one_in(4) { Flush::Synchronous } else { Flush::Background(background) },
+        max_unflushed_bytes: [2000, 512 << 20][dice.roll(2) as usize],
+        records_per_sync: size(1 + dice.roll(8)),
+        keep_bals: [None, Some(64)][dice.roll(2) as usize],
     }
 }
 
@@ -408,8 +419,12 @@ fn storm<S: BalStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> Coun
     let config = config(&mut dice);
     println!("{config:?}, {} blocks, rejected: {:?}", tree.blocks.len() - 1, tree.rejected);
     let explicit = config.canonical == Canonical::Explicit;
+    let log = (!dice.one_in(4)).then(SharedLog::default);
     let any_depth = config.unwind_depth as usize > tree.blocks.len();
-    let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
+    let pipeline = match &log {
+        Some(log) => Pipeline::open_with_log(Arc::clone(&store), log.clone(), config.clone()).unwrap(),
+        None => Pipeline::open(Arc::clone(&store), config.clone()).unwrap(),
+    };
     let storm = Storm { tree: &tree, pipeline: &pipeline, tickets: Mutex::default(), admitted: AtomicU64::new(0) };
 
     let over = AtomicBool::new(false);
@@ -462,6 +477,13 @@ fn storm<S: BalStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> Coun
         over.store(true, Ordering::Relaxed);
     });
     let counters = settle(storm, &*store, explicit, any_depth, &mut dice);
+    drop(pipeline);
+    if let Some(log) = log {
+        // What is left in the log, of branches that may still win, folds again over what is in the store.
+        let before = store.tip().unwrap().unwrap();
+        let pipeline = Pipeline::open_with_log(Arc::clone(&store), log, config).unwrap();
+        assert_eq!(pipeline.flush().unwrap(), before);
+    }
     let by_hash: HashMap<_, _> = tree.blocks.iter().map(|block| (block.facts.block.hash, block)).collect();
     let tip = store.tip().unwrap().unwrap().block.hash;
     assert_state(&*store, by_hash[&tip]);
@@ -479,6 +501,7 @@ fn settle<S: TrieStore>(
 ) -> CounterSnapshot {
     let (tree, pipeline) = (storm.tree, storm.pipeline);
     storm.see_all_judged_above_tip(store);
+    pipeline.flush().unwrap();
     let leaves = (0..tree.blocks.len()).filter(|at| !tree.is_doomed(*at) && tree.descends(*at, tip(store)));
     let leaves: Vec<_> = leaves.collect();
     if explicit {

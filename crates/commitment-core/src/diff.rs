@@ -8,7 +8,7 @@
 //! 3. An account that is removed lists every slot it had, with the new value zero: a difference can be inverted by
 //!    swapping `old` and `new`.
 
-use alloy_primitives::{B256, Bytes, U256};
+use alloy_primitives::{B256, Bytes, U256, keccak256};
 use alloy_rlp::{Decodable, Encodable, RlpDecodable, RlpEncodable};
 use serde::{Deserialize, Serialize};
 
@@ -104,16 +104,31 @@ impl StateDiff {
 
     /// What has to be put back to return to the parent's state.
     pub fn reverse(&self) -> ReverseDiff {
-        let accounts = self.accounts.iter().map(|change| PriorAccount {
+        ReverseDiff { accounts: self.values(|change| change.old, |slot| slot.old) }
+    }
+
+    /// What has to be put to go on from the parent's state to the block's.
+    pub fn forward(&self) -> ForwardDiff {
+        let codes = self.codes.iter().map(|(_, code)| code.clone()).collect();
+        ForwardDiff { accounts: self.values(|change| change.new, |slot| slot.new), codes }
+    }
+
+    /// One side of the difference.
+    fn values(
+        &self,
+        account: impl Fn(&AccountChange) -> Option<Account>,
+        slot: impl Fn(&SlotChange) -> U256,
+    ) -> Vec<AccountValues> {
+        let values = self.accounts.iter().map(|change| AccountValues {
             hashed_address: change.hashed_address,
-            record: change.old.map_or_else(Bytes::new, |account| account.to_bytes().into()),
+            record: account(change).map_or_else(Bytes::new, |account| account.to_bytes().into()),
             slots: change
                 .slots
                 .iter()
-                .map(|slot| PriorSlot { hashed_slot: slot.hashed_slot, value: slot.old })
+                .map(|change| SlotValue { hashed_slot: change.hashed_slot, value: slot(change) })
                 .collect(),
         });
-        ReverseDiff { accounts: accounts.collect() }
+        values.collect()
     }
 }
 
@@ -125,28 +140,52 @@ impl AccountChange {
     }
 }
 
-/// A slot's value in the parent's state.
+/// A slot's value in one of the two states that a difference lies between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, RlpEncodable, RlpDecodable)]
-pub struct PriorSlot {
+pub struct SlotValue {
     /// keccak256 of the slot.
     pub hashed_slot: B256,
-    /// The value; zero if the slot was not there.
+    /// The value; zero if the slot is not there.
     pub value: U256,
 }
 
-/// An account as it was in the parent's state.
+/// An account and its changed slots in one of the two states that a difference lies between.
 #[derive(Debug, Clone, PartialEq, Eq, RlpEncodable, RlpDecodable)]
-pub struct PriorAccount {
+pub struct AccountValues {
     /// keccak256 of the address.
     pub hashed_address: B256,
-    /// [`Account::to_bytes`], or nothing if there was no account.
+    /// [`Account::to_bytes`], or nothing if there is no account.
     pub record: Bytes,
     /// The changed slots.
-    pub slots: Vec<PriorSlot>,
+    pub slots: Vec<SlotValue>,
 }
 
-impl PriorAccount {
-    /// The account as it was.
+/// Checks what a decoder has to: keys in order, each once, and accounts that are accounts.
+fn check_values(accounts: &[AccountValues]) -> Result<(), &'static str> {
+    let sorted = accounts.is_sorted_by(|a, b| a.hashed_address < b.hashed_address)
+        && accounts.iter().all(|account| account.slots.is_sorted_by(|a, b| a.hashed_slot < b.hashed_slot));
+    if !sorted {
+        return Err("keys out of order");
+    }
+    if accounts.iter().any(|account| !account.record.is_empty() && Account::from_bytes(&account.record).is_none()) {
+        return Err("account record");
+    }
+    Ok(())
+}
+
+/// One side of a difference as an accumulated state: resolved against the other side, it leads to this one. Storage roots
+/// do not go in: they are what a fold computes.
+fn post_state(accounts: &[AccountValues]) -> HashedPostState {
+    let mut state = HashedPostState::new(EmptyAccounts::Keep);
+    for account in accounts {
+        let slots = account.slots.iter().map(|slot| (slot.hashed_slot, slot.value));
+        state.accounts.insert(account.hashed_address, delta_of(account.account().as_ref(), slots));
+    }
+    state
+}
+
+impl AccountValues {
+    /// The account.
     pub fn account(&self) -> Option<Account> {
         Account::from_bytes(&self.record)
     }
@@ -170,7 +209,7 @@ pub(crate) fn delta_of(account: Option<&Account>, slots: impl Iterator<Item = (B
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReverseDiff {
     /// Sorted by hashed address.
-    pub accounts: Vec<PriorAccount>,
+    pub accounts: Vec<AccountValues>,
 }
 
 /// A stored reverse diff that cannot be decoded.
@@ -191,29 +230,63 @@ impl ReverseDiff {
     /// # Errors
     /// If the bytes are not such a list, are out of order, or hold a malformed account record.
     pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, MalformedReverseDiff> {
-        let accounts = Vec::<PriorAccount>::decode(&mut bytes).map_err(|_| MalformedReverseDiff("not RLP"))?;
+        let accounts = Vec::<AccountValues>::decode(&mut bytes).map_err(|_| MalformedReverseDiff("not RLP"))?;
         if !bytes.is_empty() {
             return Err(MalformedReverseDiff("trailing bytes"));
         }
-        let sorted = accounts.is_sorted_by(|a, b| a.hashed_address < b.hashed_address)
-            && accounts.iter().all(|account| account.slots.is_sorted_by(|a, b| a.hashed_slot < b.hashed_slot));
-        if !sorted {
-            return Err(MalformedReverseDiff("keys out of order"));
-        }
-        if accounts.iter().any(|account| !account.record.is_empty() && Account::from_bytes(&account.record).is_none()) {
-            return Err(MalformedReverseDiff("account record"));
-        }
+        check_values(&accounts).map_err(MalformedReverseDiff)?;
         Ok(Self { accounts })
     }
 
     /// As an accumulated state: resolved against the block's state, it leads back to the parent's. Merge several with
     /// [`HashedPostState::merge`], the youngest block's first.
     pub fn to_post_state(&self) -> HashedPostState {
-        let mut state = HashedPostState::new(EmptyAccounts::Keep);
-        for account in &self.accounts {
-            let slots = account.slots.iter().map(|slot| (slot.hashed_slot, slot.value));
-            state.accounts.insert(account.hashed_address, delta_of(account.account().as_ref(), slots));
+        post_state(&self.accounts)
+    }
+}
+
+/// What has to be put to go on from a parent's state to a block's: what a redo record holds of a block that was not
+/// judged by its access list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, RlpEncodable, RlpDecodable)]
+pub struct ForwardDiff {
+    /// Sorted by hashed address.
+    pub accounts: Vec<AccountValues>,
+    /// New code that a changed account refers to, sorted by hash.
+    pub codes: Vec<Bytes>,
+}
+
+/// A forward diff that cannot be decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed forward diff: {0}")]
+pub struct MalformedForwardDiff(&'static str);
+
+impl ForwardDiff {
+    /// Encodes as RLP: `[[[hashed_address, record, [[hashed_slot, value], ..]], ..], [code, ..]]`.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        alloy_rlp::encode(self)
+    }
+
+    /// Decodes what [`ForwardDiff::to_bytes`] wrote.
+    ///
+    /// # Errors
+    /// If the bytes are not such a list, are out of order, or hold a malformed account record.
+    pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, MalformedForwardDiff> {
+        let diff = Self::decode(&mut bytes).map_err(|_| MalformedForwardDiff("not RLP"))?;
+        if !bytes.is_empty() {
+            return Err(MalformedForwardDiff("trailing bytes"));
         }
+        check_values(&diff.accounts).map_err(MalformedForwardDiff)?;
+        let hashes: Vec<_> = diff.codes.iter().map(keccak256).collect();
+        if !hashes.is_sorted_by(|a, b| a < b) {
+            return Err(MalformedForwardDiff("codes out of order"));
+        }
+        Ok(diff)
+    }
+
+    /// As an accumulated state: resolved against the parent's state, it leads to the block's.
+    pub fn to_post_state(&self) -> HashedPostState {
+        let mut state = post_state(&self.accounts);
+        state.codes = self.codes.iter().map(|code| (keccak256(code), code.clone())).collect();
         state
     }
 }

@@ -24,6 +24,7 @@ pub mod memory;
 pub mod node;
 pub mod overlay;
 pub mod record;
+pub mod redo;
 pub mod resolve;
 pub mod store;
 pub mod trie;
@@ -35,12 +36,13 @@ pub use account::{Account, AccountInfo};
 pub use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 pub use block::{BlockAccessIndex, BlockFacts, BlockHash, BlockNumHash, BlockNumber, StateAnchor};
 pub use cache::{CacheStats, Cached, PageCache, TouchedAccount, TouchedSlot, Warmed};
-pub use diff::{AccountChange, LeafChanges, ReverseDiff, SlotChange, StateDiff};
+pub use diff::{AccountChange, ForwardDiff, LeafChanges, ReverseDiff, SlotChange, StateDiff};
 pub use hashed::{AccountDelta, EmptyAccounts, HashedPostState};
 pub use keys::KeyHasher;
 pub use memory::{MemoryError, MemorySnapshot, MemoryStore};
 pub use node::{NodeKey, TrieId, TrieUpdates};
 pub use overlay::{BrokenOverlay, Layer, Overlay};
+pub use redo::{BlockRecord, MalformedRecord, Record, RecordLog, Redo};
 pub use resolve::{resolve, resolve_all, resolve_with};
 pub use store::{
     BackendError, BalSource, BalStore, CommitBatch, CommittedBlock, LoadError, LoadOrder, LoadSource, Refusal,

@@ -9,9 +9,9 @@
 //!
 //! Every event touches a block; `Calculator::step` (in `steps.rs`) then does whatever has become possible for it, and touches its
 //! children when they may profit. A step is a function of the block's stages and its parent's, so the order in which
-//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`, how states below
-//! and beside the durable tip are reached in `ways.rs`, how the shadow goes along in `shadowing.rs`. Requests are taken
-//! first, because a result may overtake its request's successors.
+//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`, and when in
+//! `durable.rs`; how states below and beside the durable tip are reached in `ways.rs`, how the shadow goes along in
+//! `shadowing.rs`. Requests are taken first, because a result may overtake its request's successors.
 //!
 //! Invariants:
 //! 1. A block is judged valid only with its execution ended and confirmed, its root equal to the header's, and its
@@ -20,10 +20,13 @@
 //! 3. An outcome is sent once; a block whose outcome was sent is out of the tree's blocks in flight.
 
 mod canonical;
+mod durable;
 mod ends;
 mod shadowing;
 mod steps;
 mod ways;
+
+pub(crate) use durable::Backlog;
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
@@ -113,10 +116,12 @@ struct Plan {
 type Viewer<R> = (BlockNumHash, Sender<Result<View<R>, Unseen>>);
 
 /// A reorganisation under way, and what became canonical meanwhile.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Reorg {
     /// Blocks to commit after it.
     held: Vec<Arc<Layer>>,
+    /// The head that is left.
+    left: BlockNumHash,
 }
 
 /// See the module's documentation.
@@ -143,11 +148,14 @@ pub(crate) struct Calculator<S: TrieStore> {
     pub(crate) canonical_waiters: Vec<(BlockNumHash, Sender<Result<(), CanonicalError>>)>,
     pub(crate) flush_waiters: Vec<Sender<Result<StateAnchor, Failure>>>,
     pub(crate) touched: VecDeque<BlockHash>,
+    pub(crate) backlog: Backlog,
 }
 
 impl<S: TrieStore> Calculator<S> {
     /// Runs until told to shut down, or until every sender is gone.
     pub(crate) fn run(mut self, inbox: &Inbox<S>) {
+        let ticks = durable::ticks(&self.config.flush);
+        self.release();
         loop {
             let goes_on = select_biased! {
                 recv(inbox.requests) -> request => request.map(|request| self.on_request(request)).is_ok(),
@@ -157,6 +165,7 @@ impl<S: TrieStore> Calculator<S> {
                     Ok(Control::Shutdown) | Err(_) => false,
                     Ok(control) => { self.on_control(control); true }
                 },
+                recv(ticks) -> _ => { self.release(); true }
             };
             if !goes_on {
                 break;
@@ -375,11 +384,15 @@ impl<S: TrieStore> Calculator<S> {
             | JobMessage::Shadowed { attempt, .. }
             | JobMessage::HeldToShadow { attempt, .. }
             | JobMessage::Panicked { attempt, .. } => *attempt,
-            JobMessage::Committed { .. } | JobMessage::Reorganised { .. } | JobMessage::Grounded { .. } => {
+            JobMessage::Committed { .. }
+            | JobMessage::Reorganised { .. }
+            | JobMessage::Grounded { .. }
+            | JobMessage::Broken(_) => {
                 match answer {
                     JobMessage::Committed { layers, result } => self.on_committed(&layers, result),
                     JobMessage::Reorganised { result } => self.on_reorganised(result),
                     JobMessage::Grounded { block, base, step, way } => self.on_grounded(block, base, step, way),
+                    JobMessage::Broken(failure) => self.break_down(failure),
                     _ => {}
                 }
                 return;
@@ -473,6 +486,7 @@ impl<S: TrieStore> Calculator<S> {
             Control::Bal { block, raw } => self.on_bal(&block, raw),
             Control::Flush { reply } => {
                 self.flush_waiters.push(reply);
+                self.release();
                 self.answer_waiters();
             }
             Control::See { block, reply } => self.see(block, reply),

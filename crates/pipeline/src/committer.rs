@@ -28,6 +28,7 @@ use crate::{
     ground::Chain,
     jobs::{JobMessage, Pool, panic_message},
     observe,
+    retention::Retention,
     verdict::Failure,
 };
 
@@ -86,6 +87,7 @@ pub(crate) struct Committer<S: TrieStore> {
     pub(crate) base: Cached<S::Snapshot>,
     pub(crate) pool: Arc<Pool>,
     pub(crate) unwind_depth: u64,
+    pub(crate) retention: Retention,
 }
 
 impl<S: BalStore> Committer<S> {
@@ -120,6 +122,12 @@ impl<S: BalStore> Committer<S> {
             // The calculator is gone at shutdown; what was acknowledged is committed all the same.
             let _shut_down = answers.send(answer);
             if !goes_on {
+                return;
+            }
+            let tip = self.base.anchor().block.number;
+            if let Err(failure) = guarded(|| self.retention.prune(&*self.store, tip)) {
+                // As above.
+                let _shut_down = answers.send(JobMessage::Broken(failure));
                 return;
             }
         }

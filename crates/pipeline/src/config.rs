@@ -1,6 +1,6 @@
 //! The pipeline's settings: explicit ones beat the environment, unparsable ones are errors.
 
-use std::{env, num::NonZeroUsize, path::PathBuf, thread};
+use std::{env, num::NonZeroUsize, path::PathBuf, thread, time::Duration};
 
 /// The environment variable that turns the BAL-driven mode on and off.
 pub const BAL_DRIVEN_VARIABLE: &str = "BAL_DRIVEN_COMMITMENT";
@@ -35,6 +35,51 @@ pub enum OnEarlyMismatch {
     FindReason,
 }
 
+/// When canonical blocks go from memory to the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flush {
+    /// At once, each as soon as it is canonical; those that gather while the store commits go together. So it always is
+    /// without a record log: nothing but the store keeps a block then.
+    Synchronous,
+    /// In the background, merged, and not the newest ones. A block is durable by its record.
+    Background(BackgroundFlush),
+}
+
+impl Default for Flush {
+    fn default() -> Self {
+        Self::Background(BackgroundFlush::default())
+    }
+}
+
+/// What is flushed in the background, and when. The blocks beyond those that are kept go together, as soon as one of the
+/// limits is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackgroundFlush {
+    /// So many of the newest canonical blocks stay in memory: reorganisations among them touch no store.
+    pub keep_in_memory: usize,
+    /// How many blocks gather.
+    pub blocks: NonZeroUsize,
+    /// How many bytes of leaves, code and lists gather.
+    pub bytes: usize,
+    /// For how long the oldest block waits.
+    pub interval: Duration,
+}
+
+impl Default for BackgroundFlush {
+    fn default() -> Self {
+        Self {
+            keep_in_memory: 8,
+            // UNWRAP: the constant is not zero.
+            blocks: NonZeroUsize::new(24).unwrap(),
+            bytes: 64 << 20,
+            interval: Duration::from_secs(30),
+        }
+    }
+}
+
+/// For how many blocks EIP-7928 asks to keep access lists: 3,533 epochs of 32 slots.
+pub const BAL_RETENTION_BLOCKS: u64 = 3533 * 32;
+
 /// The pipeline's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PipelineConfig {
@@ -60,16 +105,28 @@ pub struct PipelineConfig {
     /// Threads for decoding, warming up and folding.
     pub threads: NonZeroUsize,
     /// How many blocks may be between their arrival and their end; further ones are refused as busy. A block ends with
-    /// its verdict, or, where [`Canonical::Auto`] makes it durable, with its commit. Valid blocks that wait for
-    /// [`crate::Pipeline::set_canonical`] are not counted: they are held until it names a head.
+    /// its verdict; a valid one when its record is durable, or, without a log, with its commit where
+    /// [`Canonical::Auto`] makes it canonical. Valid blocks that wait for [`crate::Pipeline::set_canonical`] are not
+    /// counted: they are held until it names a head.
     pub max_in_flight: NonZeroUsize,
     /// How many blocks are held that wait for an unknown parent, or stand on one that does: at most one less than
     /// `max_in_flight`, so that the parent finds room.
     pub max_orphans: usize,
-    /// How far below the durable tip a block may stand, and the head may go back: so many blocks.
+    /// How far below the durable tip a block may stand, and the head may go back: so many blocks. The log keeps their
+    /// records, too: a move of the head that is cut off halfway is recovered from them.
     pub unwind_depth: u64,
     /// How many verdicts are remembered for blocks that are delivered again, beyond those of blocks still in memory.
     pub max_remembered: usize,
+    /// When canonical blocks go to the store. Without a record log it is [`Flush::Synchronous`], whatever stands here.
+    pub flush: Flush,
+    /// How many bytes of leaves, code and lists the canonical blocks that are not in the store may take. Beyond it new
+    /// blocks are refused as busy until a flush, of the newest ones too, has made room.
+    pub max_unflushed_bytes: usize,
+    /// How many records one sync of the log makes durable at most: those that have gathered during the sync before.
+    pub records_per_sync: NonZeroUsize,
+    /// For how many blocks below the durable tip the store keeps access lists and reverse diffs, at least `unwind_depth`;
+    /// `None` for ever.
+    pub keep_bals: Option<u64>,
 }
 
 impl Default for PipelineConfig {
@@ -88,6 +145,11 @@ impl Default for PipelineConfig {
             max_orphans: 64,
             unwind_depth: 128,
             max_remembered: 1024,
+            flush: Flush::default(),
+            max_unflushed_bytes: 512 << 20,
+            // UNWRAP: the constant is not zero.
+            records_per_sync: NonZeroUsize::new(64).unwrap(),
+            keep_bals: Some(BAL_RETENTION_BLOCKS),
         }
     }
 }
@@ -144,6 +206,13 @@ impl PipelineConfig {
     #[must_use]
     pub fn with_divergence_directory(mut self, folder: impl Into<PathBuf>) -> Self {
         self.divergence_directory = Some(folder.into());
+        self
+    }
+
+    /// Sets when canonical blocks go to the store.
+    #[must_use]
+    pub const fn with_flush(mut self, flush: Flush) -> Self {
+        self.flush = flush;
         self
     }
 

@@ -21,11 +21,14 @@ pub enum SkipReason {
     EarlyRootMismatch,
     /// Execution did not confirm a list that the header does not commit to.
     NotConfirmed,
+    /// It was judged before a restart, from its executed writes for one of the other reasons, and computed again from its
+    /// record. Verdicts name it; it is never counted.
+    Recovered,
 }
 
 impl SkipReason {
     /// All reasons, in the order of their counters.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::SwitchedOff,
         Self::NoBal,
         Self::Late,
@@ -33,6 +36,7 @@ impl SkipReason {
         Self::BalRefused,
         Self::EarlyRootMismatch,
         Self::NotConfirmed,
+        Self::Recovered,
     ];
 
     /// The reason's name in reports.
@@ -45,6 +49,7 @@ impl SkipReason {
             Self::BalRefused => "bal_refused",
             Self::EarlyRootMismatch => "early_root_mismatch",
             Self::NotConfirmed => "not_confirmed",
+            Self::Recovered => "recovered",
         }
     }
 }

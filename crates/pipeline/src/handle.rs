@@ -17,10 +17,11 @@ use foldgate_bal::Bal;
 use foldgate_core::{BlockAccessIndex, BlockFacts, EmptyAccounts, HashedPostState, KeyHasher, StateWrites, TrieReader};
 
 use crate::{
+    durability::{Acknowledge, Acknowledgement},
     gate::StateGate,
     halt::{CancelToken, Halt},
     request::BlockResult,
-    verdict::{BlockError, Outcome},
+    verdict::{BlockError, Failure, Outcome},
     view::{ParentState, StateView},
 };
 
@@ -41,6 +42,8 @@ pub(crate) struct Shared<R: TrieReader> {
     pub(crate) warm_up: OnceLock<Duration>,
     /// Room for the one outcome.
     pub(crate) outcome: Sender<Outcome>,
+    /// Room for the one acknowledgement.
+    pub(crate) acknowledge: Acknowledge,
 }
 
 /// The closing message of an executor.
@@ -92,7 +95,7 @@ pub enum RecordError {
 pub struct BlockHandle<R: TrieReader> {
     shared: Arc<Shared<R>>,
     results: Sender<Execution>,
-    outcome: Receiver<Outcome>,
+    ticket: VerdictTicket,
     state: HashedPostState,
     hasher: KeyHasher,
     last_index: Option<u64>,
@@ -106,11 +109,11 @@ impl<R: TrieReader> fmt::Debug for BlockHandle<R> {
 }
 
 impl<R: TrieReader> BlockHandle<R> {
-    pub(crate) fn new(shared: Arc<Shared<R>>, results: Sender<Execution>, outcome: Receiver<Outcome>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared<R>>, results: Sender<Execution>, ticket: VerdictTicket) -> Self {
         Self {
             shared,
             results,
-            outcome,
+            ticket,
             state: HashedPostState::new(EmptyAccounts::Keep),
             hasher: KeyHasher::default(),
             last_index: None,
@@ -168,26 +171,26 @@ impl<R: TrieReader> BlockHandle<R> {
     pub fn finish(mut self, result: BlockResult) -> VerdictTicket {
         let state = self.last_index.map(|_| Arc::new(std::mem::take(&mut self.state)));
         self.close(ExecutionEnd::Finished { state, result });
-        VerdictTicket { outcome: self.outcome.clone() }
+        self.ticket.again()
     }
 
     /// Ends the execution of a block that the executor found invalid. If a read of the parent's state had failed, the
     /// block stays unjudged all the same: executors may mistake a failed read for an invalid block.
     pub fn reject(mut self, reason: impl Error + Send + Sync + 'static) -> VerdictTicket {
         self.close(ExecutionEnd::Rejected(Arc::new(reason)));
-        VerdictTicket { outcome: self.outcome.clone() }
+        self.ticket.again()
     }
 
     /// Ends an execution that failed for reasons of the machine: the block stays unjudged.
     pub fn fail(mut self, error: impl Error + Send + Sync + 'static) -> VerdictTicket {
         self.close(ExecutionEnd::Failed(Arc::new(error)));
-        VerdictTicket { outcome: self.outcome.clone() }
+        self.ticket.again()
     }
 
     /// Stops: cancels the block if it was not stopped already, and gives the ticket that tells why.
     pub fn stop(mut self) -> VerdictTicket {
         self.close(ExecutionEnd::Dropped);
-        VerdictTicket { outcome: self.outcome.clone() }
+        self.ticket.again()
     }
 
     fn close(&mut self, end: ExecutionEnd) {
@@ -211,12 +214,24 @@ impl<R: TrieReader> Drop for BlockHandle<R> {
 }
 
 /// Waits for a block's verdict. Dropping it changes nothing.
+///
+/// The verdict comes first; that a valid block is durable is known a little later: [`VerdictTicket::acknowledgement`].
 #[derive(Debug)]
 pub struct VerdictTicket {
-    outcome: Receiver<Outcome>,
+    pub(crate) outcome: Receiver<Outcome>,
+    pub(crate) acknowledged: Receiver<Result<(), Failure>>,
 }
 
 impl VerdictTicket {
+    /// What waits until the block, if it is valid, survives a kill of the process.
+    pub fn acknowledgement(&self) -> Acknowledgement {
+        Acknowledgement(self.acknowledged.clone())
+    }
+
+    fn again(&self) -> Self {
+        Self { outcome: self.outcome.clone(), acknowledged: self.acknowledged.clone() }
+    }
+
     /// Waits for the verdict.
     ///
     /// # Errors

@@ -93,6 +93,8 @@ pub(crate) enum JobMessage<S: TrieStore> {
         layers: Vec<Arc<Layer>>,
         result: Result<Cached<S::Snapshot>, Failure>,
     },
+    /// A record could not be made durable, or the store not be pruned.
+    Broken(Failure),
     Reorganised {
         result: Result<Reorganised<S>, ReorgFailure>,
     },

@@ -11,8 +11,12 @@
 //!      |                  |<------------------------------- root, diff ----|                          |
 //!      |               verdict: root == header's, list confirmed by execution                         |
 //!      |<----ticket -----|-------------- layer in memory: the children's fold gates open             |
-//!                         |---------------------------------------------------- one atomic commit --->|
+//!                         |-- record --> [log] --synced--> acknowledged                               |
+//!                         |---------------- canonical blocks, merged, later: one atomic commit ------>|
 //! ```
+//!
+//! With a record log ([`Pipeline::open_with_log`]) a block is durable as soon as its record is. Without one
+//! ([`Pipeline::open`]) it is when the store has it.
 //!
 //! It works on any [`foldgate_core::TrieStore`] and knows no backend's name.
 
@@ -22,6 +26,7 @@ mod committer;
 mod compute;
 mod config;
 mod counters;
+mod durability;
 mod gate;
 #[cfg(test)]
 mod gate_tests;
@@ -32,7 +37,9 @@ mod jobs;
 mod observe;
 mod permits;
 mod pipeline;
+mod recovery;
 mod request;
+mod retention;
 mod shadow;
 mod tree;
 mod verdict;
@@ -48,13 +55,15 @@ mod sync {
 
 pub use compute::{ComputeError, Computed};
 pub use config::{
-    BAL_DRIVEN_VARIABLE, BAL_SHADOW_VARIABLE, Canonical, ConfigError, DIVERGENCE_DIRECTORY_VARIABLE, OnEarlyMismatch,
-    PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,
+    BAL_DRIVEN_VARIABLE, BAL_RETENTION_BLOCKS, BAL_SHADOW_VARIABLE, BackgroundFlush, Canonical, ConfigError,
+    DIVERGENCE_DIRECTORY_VARIABLE, Flush, OnEarlyMismatch, PAGE_CACHE_BYTES_VARIABLE, PipelineConfig,
 };
 pub use counters::{CounterSnapshot, SkipReason};
+pub use durability::{Acknowledgement, NotAcknowledged};
 pub use halt::{CancelToken, Halt};
 pub use handle::{BlockHandle, RecordError, VerdictTicket};
 pub use pipeline::{BeginError, Begun, CanonicalError, OpenError, Pipeline};
+pub use recovery::{RecoveryError, RecoveryReport};
 pub use request::{BalInput, BlockRequest, BlockResult, RebuiltBal};
 pub use shadow::{
     AccountField, Difference, Divergence, DivergenceReport, NotRecorded, Place, RecordedState, ReportError,

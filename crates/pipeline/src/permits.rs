@@ -1,4 +1,4 @@
-//! How many blocks may be under way: a count, given back when a permit is dropped.
+//! How many blocks may be under way: a count, given back when a permit is dropped; and none while memory is full.
 
 use std::{
     num::NonZeroUsize,
@@ -12,32 +12,51 @@ use parking_lot::{Condvar, Mutex};
 #[derive(Debug)]
 pub(crate) struct Permits {
     max: usize,
-    used: Mutex<usize>,
+    state: Mutex<State>,
     freed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    used: usize,
+    /// Whether what is not in the store takes too much memory.
+    full: bool,
 }
 
 impl Permits {
     pub(crate) fn new(max: NonZeroUsize) -> Arc<Self> {
-        Arc::new(Self { max: max.get(), used: Mutex::new(0), freed: Condvar::new() })
+        Arc::new(Self { max: max.get(), state: Mutex::new(State { used: 0, full: false }), freed: Condvar::new() })
     }
 
     pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
-        let mut used = self.used.lock();
-        (*used < self.max).then(|| {
-            *used += 1;
+        let mut state = self.state.lock();
+        self.has_room(&state).then(|| {
+            state.used += 1;
             Permit { permits: Arc::clone(self) }
         })
+    }
+
+    fn has_room(&self, state: &State) -> bool {
+        state.used < self.max && !state.full
+    }
+
+    /// Says whether memory is full.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.state.lock().full = full;
+        self.freed.notify_all();
     }
 
     /// Waits until there is room, at most so long. Says whether there is.
     pub(crate) fn wait_for_room(&self, timeout: Duration) -> bool {
         // A time too far to be told is never.
         let deadline = Instant::now().checked_add(timeout);
-        let mut used = self.used.lock();
-        while *used >= self.max {
+        let mut state = self.state.lock();
+        while !self.has_room(&state) {
             match deadline {
-                None => self.freed.wait(&mut used),
-                Some(deadline) if self.freed.wait_until(&mut used, deadline).timed_out() => return *used < self.max,
+                None => self.freed.wait(&mut state),
+                Some(deadline) if self.freed.wait_until(&mut state, deadline).timed_out() => {
+                    return self.has_room(&state);
+                }
                 Some(_) => {}
             }
         }
@@ -45,7 +64,7 @@ impl Permits {
     }
 
     pub(crate) fn used(&self) -> usize {
-        *self.used.lock()
+        self.state.lock().used
     }
 }
 
@@ -57,7 +76,7 @@ pub(crate) struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        *self.permits.used.lock() -= 1;
+        self.permits.state.lock().used -= 1;
         self.permits.freed.notify_all();
     }
 }
@@ -75,5 +94,9 @@ mod tests {
         drop(first);
         assert!(permits.wait_for_room(Duration::ZERO));
         assert_eq!(permits.used(), 0);
+        permits.set_full(true);
+        assert!(permits.try_acquire().is_none() && !permits.wait_for_room(Duration::ZERO));
+        permits.set_full(false);
+        assert!(permits.try_acquire().is_some());
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! 1. `begin` never waits for an execution, a fold or a commit: the calculator that answers it does no long work.
-//! 2. Dropping the pipeline stops every block in flight, commits what was acknowledged, and joins every thread.
+//! 2. Dropping the pipeline stops every block in flight and joins every thread. What was judged valid is recorded then, if
+//!    there is a log; what was handed to the store is in it, which without a log is everything canonical.
 
 use std::{
     fmt, io,
@@ -15,24 +16,27 @@ use std::{
 };
 
 use alloy_primitives::Bytes;
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use foldgate_core::{
-    BalStore, BlockHash, BlockNumHash, CacheStats, Cached, Forest, PageCache, StateAnchor, TrieReader, TrieStore,
-    trie::DEFAULT_NODE_BYTES,
+    BalStore, BlockHash, BlockNumHash, CacheStats, Cached, Forest, PageCache, RecordLog, StateAnchor, TrieReader,
+    TrieStore, trie::DEFAULT_NODE_BYTES,
 };
 
 use crate::{
-    calculator::{Calculator, Control, Inbox, Request},
+    calculator::{Backlog, Calculator, Control, Inbox, Request},
     committer::Committer,
-    config::PipelineConfig,
+    config::{Flush, PipelineConfig},
     counters::{CounterSnapshot, Counters},
+    durability::{LogKeeper, LogOrder},
     gate::StateGate,
     ground::Chain,
     halt::CancelToken,
-    handle::{AttemptId, BlockHandle, Execution, Shared},
-    jobs::Pool,
+    handle::{AttemptId, BlockHandle, Execution, Shared, VerdictTicket},
+    jobs::{JobMessage, Pool},
     permits::Permits,
+    recovery::{Recovered, RecoveryError, RecoveryReport, recover},
     request::BlockRequest,
+    retention::Retention,
     tree::Tree,
     verdict::{Failure, Verdict},
 };
@@ -44,6 +48,9 @@ pub enum OpenError<E: std::error::Error + 'static> {
     /// The store failed, or holds no state to start from.
     #[error("opening the durable state: {0}")]
     Store(#[source] E),
+    /// What the record log holds above the store's tip could not be recovered.
+    #[error("recovering from the record log: {0}")]
+    Recovery(#[from] RecoveryError),
     /// A thread could not be started.
     #[error("starting a thread: {0}")]
     Thread(#[source] io::Error),
@@ -53,8 +60,9 @@ pub enum OpenError<E: std::error::Error + 'static> {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum BeginError {
-    /// As many blocks are under way as the settings allow: wait for room and try again.
-    #[error("{max} blocks are under way already")]
+    /// As many blocks are under way as the settings allow, or those that are not in the store yet take as much memory:
+    /// wait for room and try again.
+    #[error("{max} blocks are under way already, or memory is full of blocks that are not in the store yet")]
     Busy {
         /// The limit.
         max: usize,
@@ -136,6 +144,9 @@ impl<R: TrieReader> fmt::Debug for Begun<R> {
     }
 }
 
+/// The work of the log's thread.
+type RunLog = Box<dyn FnOnce(Receiver<LogOrder>, Box<dyn Fn(Failure) + Send>) + Send>;
+
 /// Computes the state roots of blocks while they execute.
 ///
 /// All methods take `&self`; the pipeline may be shared between threads.
@@ -148,8 +159,10 @@ pub struct Pipeline<S: TrieStore> {
     permits: Arc<Permits>,
     max_in_flight: usize,
     attempts: AtomicU64,
-    // Dropped by `Drop` in this order: the calculator ends, then the committer, then the pool.
+    recovery: RecoveryReport,
+    // Dropped by `Drop` in this order: the calculator ends, then the log, then the committer, then the pool.
     calculator: Option<JoinHandle<()>>,
+    log: Option<JoinHandle<()>>,
     committer: Option<JoinHandle<()>>,
     pool: Option<Arc<Pool>>,
 }
@@ -161,7 +174,9 @@ impl<S: TrieStore> fmt::Debug for Pipeline<S> {
 }
 
 impl<S: TrieStore> Pipeline<S> {
-    /// Opens a pipeline on the store's durable state.
+    /// Opens a pipeline on the store's durable state, without a record log: a block is durable, and acknowledged, only
+    /// when the store has it. Each canonical block is committed at once ([`Flush::Synchronous`]); valid blocks that are
+    /// not canonical do not survive the pipeline. Good for tools and for stores in memory.
     ///
     /// While it is open, nobody else may write to the store.
     ///
@@ -171,10 +186,58 @@ impl<S: TrieStore> Pipeline<S> {
     where
         S: BalStore,
     {
+        let (base, pool) = Self::prepare(&*store, &config)?;
+        let recovered = Recovered::nothing(base.anchor().block);
+        Self::start(store, config.with_flush(Flush::Synchronous), base, pool, &recovered, None)
+    }
+
+    /// Opens a pipeline on the store's durable state and the record log that belongs to it.
+    ///
+    /// What the log holds above the store's tip is folded again first, each block's root held to its record: every block
+    /// that was acknowledged is there, and the canonical head is what it was. From then on a valid block is acknowledged
+    /// when its record is durable, and the store is written in the background ([`Flush`]).
+    ///
+    /// While it is open, nobody else may write to the store.
+    ///
+    /// # Errors
+    /// If the store is empty or fails, what the log holds does not lead to the states that were judged valid, or a
+    /// thread cannot be started.
+    pub fn open_with_log<L: RecordLog>(
+        store: Arc<S>,
+        mut log: L,
+        config: PipelineConfig,
+    ) -> Result<Self, OpenError<S::Error>>
+    where
+        S: BalStore,
+    {
+        let (base, pool) = Self::prepare(&*store, &config)?;
+        let recovered = pool.install(|| recover(&base, &mut log))?;
+        let keeper = LogKeeper { log, records_per_sync: config.records_per_sync };
+        let run: RunLog = Box::new(move |orders, failed| keeper.run(&orders, &*failed));
+        Self::start(store, config, base, pool, &recovered, Some(run))
+    }
+
+    fn prepare(store: &S, config: &PipelineConfig) -> Result<(Cached<S::Snapshot>, Arc<Pool>), OpenError<S::Error>> {
         let snapshot = store.snapshot().map_err(OpenError::Store)?;
         let cache = Arc::new(PageCache::new(config.page_cache_bytes));
         cache.reset(snapshot.anchor().block);
-        let base = Cached::new(snapshot, Arc::clone(&cache)).with_tries(Forest::new(DEFAULT_NODE_BYTES).unloaded());
+        let base = Cached::new(snapshot, cache).with_tries(Forest::new(DEFAULT_NODE_BYTES).unloaded());
+        let pool = Arc::new(Pool::new(config.threads).map_err(OpenError::Thread)?);
+        Ok((base, pool))
+    }
+
+    fn start(
+        store: Arc<S>,
+        config: PipelineConfig,
+        base: Cached<S::Snapshot>,
+        pool: Arc<Pool>,
+        recovered: &Recovered,
+        run_log: Option<RunLog>,
+    ) -> Result<Self, OpenError<S::Error>>
+    where
+        S: BalStore,
+    {
+        let cache = Arc::clone(base.cache());
         let (requests, requests_in) = unbounded();
         let (results, results_in) = unbounded();
         let (answers, answers_in) = unbounded();
@@ -182,20 +245,42 @@ impl<S: TrieStore> Pipeline<S> {
         let chain = Chain::read(&*store, base.anchor(), config.unwind_depth).map_err(OpenError::Store)?;
         let (orders, orders_in) = unbounded();
         let counters = Arc::new(Counters::default());
-        let pool = Arc::new(Pool::new(config.threads).map_err(OpenError::Thread)?);
         let max_in_flight = config.max_in_flight;
+        let permits = Permits::new(max_in_flight);
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name(format!("foldgate-{name}")).spawn(work).map_err(OpenError::Thread)
+        };
+        let (log, records) = match run_log {
+            None => (None, None),
+            Some(run) => {
+                let (records, records_in) = unbounded();
+                let failures = answers.clone();
+                let failed = Box::new(move |failure| {
+                    // The calculator is gone only at shutdown.
+                    let _shut_down = failures.send(JobMessage::Broken(failure));
+                });
+                (Some(spawn("log", Box::new(move || run(records_in, failed)))?), Some(records))
+            }
+        };
         let committer = Committer {
             store: Arc::clone(&store),
             cache: Arc::clone(&cache),
             base: base.clone(),
             pool: Arc::clone(&pool),
             unwind_depth: config.unwind_depth,
+            retention: Retention::new(config.keep_bals.map(|keep| keep.max(config.unwind_depth))),
         };
         let shadow_cache = Arc::new(PageCache::new(if config.shadow { config.page_cache_bytes } else { 0 }));
         shadow_cache.reset(base.anchor().block);
+        let mut tree = Tree::new(base, chain, config.max_remembered);
+        recovered.put_into(&mut tree);
+        let mut backlog = Backlog::new(recovered.head, records, Arc::clone(&permits));
+        for layer in recovered.blocks.iter().filter_map(|valid| valid.layer.as_ref()) {
+            backlog.hold(layer, None);
+        }
         let calculator = Calculator::<S> {
             shadow_cache,
-            tree: Tree::new(base, chain, config.max_remembered),
+            tree,
             config,
             counters: Arc::clone(&counters),
             pool: Arc::clone(&pool),
@@ -210,26 +295,23 @@ impl<S: TrieStore> Pipeline<S> {
             canonical_waiters: Vec::new(),
             flush_waiters: Vec::new(),
             touched: std::collections::VecDeque::new(),
+            backlog,
         };
         let inbox = Inbox { requests: requests_in, results: results_in, answers: answers_in, control: control_in };
-        let committer = thread::Builder::new()
-            .name("foldgate-committer".to_owned())
-            .spawn(move || committer.run(&orders_in, &answers))
-            .map_err(OpenError::Thread)?;
-        let calculator = thread::Builder::new()
-            .name("foldgate-calculator".to_owned())
-            .spawn(move || calculator.run(&inbox))
-            .map_err(OpenError::Thread)?;
+        let committer = spawn("committer", Box::new(move || committer.run(&orders_in, &answers)))?;
+        let calculator = spawn("calculator", Box::new(move || calculator.run(&inbox)))?;
         Ok(Self {
             requests,
             results,
             control,
             counters,
             cache,
-            permits: Permits::new(max_in_flight),
+            permits,
             max_in_flight: max_in_flight.get(),
             attempts: AtomicU64::new(0),
+            recovery: recovered.report,
             calculator: Some(calculator),
+            log,
             committer: Some(committer),
             pool: Some(pool),
         })
@@ -243,7 +325,8 @@ impl<S: TrieStore> Pipeline<S> {
     pub fn begin(&self, request: BlockRequest) -> Result<Begun<S::Snapshot>, BeginError> {
         let permit = self.permits.try_acquire().ok_or(BeginError::Busy { max: self.max_in_flight })?;
         let cancel = CancelToken::default();
-        let (outcome, ticket) = bounded(1);
+        let (outcome, outcome_in) = bounded(1);
+        let (acknowledge, acknowledged) = bounded(1);
         let shared = Arc::new(Shared {
             // Relaxed: the number only has to be unique.
             attempt: AttemptId(self.attempts.fetch_add(1, Ordering::Relaxed)),
@@ -253,7 +336,9 @@ impl<S: TrieStore> Pipeline<S> {
             listed: Arc::default(),
             warm_up: OnceLock::new(),
             outcome,
+            acknowledge,
         });
+        let ticket = VerdictTicket { outcome: outcome_in, acknowledged };
         let (reply, answer) = bounded(1);
         let message = Request { shared: Arc::clone(&shared), request, permit, reply };
         self.requests.send(message).map_err(|_| BeginError::ShutDown)?;
@@ -276,10 +361,14 @@ impl<S: TrieStore> Pipeline<S> {
         self.permits.wait_for_room(timeout)
     }
 
-    /// Makes a valid block the canonical head: it and its ancestors become durable, in order. Returns when they are.
+    /// Makes a valid block the canonical head. Returns when it will be the head after a kill of the process, too: with a
+    /// log and [`Flush::Background`] when that is recorded, which waits for no commit; otherwise when the store has the
+    /// block and its ancestors.
+    ///
+    /// Among blocks that were not handed to the store yet, nothing else happens.
     ///
     /// Where its branch left the durable chain below the tip, the store goes back to the common ancestor first, at most
-    /// [`PipelineConfig::unwind_depth`] blocks. The blocks left stay in memory, and can be made canonical again. An
+    /// [`PipelineConfig::unwind_depth`] blocks, and this returns when the store has the block. The blocks left stay in memory, and can be made canonical again. An
     /// ancestor of the canonical head is canonical already: the head does not move back to it.
     ///
     /// # Errors
@@ -291,7 +380,7 @@ impl<S: TrieStore> Pipeline<S> {
         answer.recv().map_err(|_| CanonicalError::ShutDown)?
     }
 
-    /// Waits until every canonical block that was judged is durable. Gives the durable tip.
+    /// Hands every canonical block that was judged to the store, and waits until it has them. Gives the durable tip.
     ///
     /// # Errors
     /// If a commit failed.
@@ -301,6 +390,11 @@ impl<S: TrieStore> Pipeline<S> {
         let panicked = || Failure::Panicked("the calculator's thread is gone".to_owned());
         sent.map_err(|_| panicked())?;
         answer.recv().map_err(|_| panicked())?
+    }
+
+    /// What opening recovered from the record log.
+    pub const fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
     }
 
     /// What was done so far.
@@ -313,7 +407,8 @@ impl<S: TrieStore> Pipeline<S> {
         self.cache.stats()
     }
 
-    /// How many blocks are between their arrival and their end: judged and, where canonical, durable.
+    /// How many blocks are between their arrival and their end: judged and, with a log, recorded; without one, where
+    /// canonical, in the store.
     pub fn in_flight(&self) -> usize {
         self.permits.used()
     }
@@ -323,7 +418,7 @@ impl<S: TrieStore> Drop for Pipeline<S> {
     fn drop(&mut self) {
         // The calculator may be gone after a panic; its thread is joined all the same.
         let _gone = self.control.send(Control::Shutdown);
-        for thread in [self.calculator.take(), self.committer.take()].into_iter().flatten() {
+        for thread in [self.calculator.take(), self.log.take(), self.committer.take()].into_iter().flatten() {
             let _panicked = thread.join();
         }
         // The last reference: waits for the workers.

@@ -254,6 +254,15 @@ impl<R: TrieReader> Tree<R> {
         self.nodes.get(&block.hash).filter(|node| node.block() == block)
     }
 
+    /// Puts in a block that was recovered from its record, whose parent is in the tree or is the durable tip.
+    pub(crate) fn put_recovered(&mut self, verdict: &Arc<ValidBlock>) {
+        let Some(layer) = verdict.layer.clone() else { return };
+        let (parent, hash) = (layer.parent.hash, verdict.block.hash);
+        let committed = Committed { layer, verdict: Arc::clone(verdict), durability: Durability::InMemory };
+        self.children.entry(parent).or_default().push(hash);
+        self.nodes.insert(hash, Node::Committed(committed));
+    }
+
     pub(crate) fn remember(&mut self, verdict: Verdict) {
         self.verdicts.insert(verdict);
     }

@@ -6,7 +6,7 @@ use std::{error::Error, fmt, sync::Arc, time::Duration};
 
 use alloy_primitives::B256;
 use foldgate_bal::BalError;
-use foldgate_core::{BlockNumHash, Layer};
+use foldgate_core::{BlockNumHash, BlockNumber, Layer};
 
 use crate::{counters::SkipReason, halt::Halt, shadow::Divergence};
 
@@ -29,6 +29,8 @@ pub enum ConfirmedBy {
     PostState,
     /// The state was computed from the executed writes themselves.
     Execution,
+    /// The block was confirmed before a restart, and computed again from its record.
+    Record,
     /// It was in the store, and its verdict forgotten, when the head moved to another branch. Whether it had a list is all
     /// that its mode tells.
     Store,
@@ -179,6 +181,17 @@ pub enum Failure {
     /// other: one of the computations is wrong.
     #[error(transparent)]
     Divergence(Arc<Divergence>),
+    /// A record could not be made durable; the pipeline takes no more blocks.
+    #[error("the record log failed: {0}")]
+    Log(Arc<dyn Error + Send + Sync>),
+    /// Old access lists could not be dropped from the store; the pipeline takes no more blocks.
+    #[error("pruning what is older than block {below} failed: {error}")]
+    Prune {
+        /// The lowest height to keep.
+        below: BlockNumber,
+        /// The store's error.
+        error: Arc<dyn Error + Send + Sync>,
+    },
     /// The state of a block below the durable tip, or of one beside the durable chain, could not be computed; or the
     /// store could not be taken back. The store stays as it was.
     #[error("going back to block {to} failed: {error}")]

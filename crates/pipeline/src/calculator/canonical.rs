@@ -28,8 +28,10 @@ use crate::{
 /// What a head asked for comes to.
 enum Move {
     Answer(Result<(), CanonicalError>),
-    /// It is, or will be, on its way to the store.
+    /// It is canonical, in memory or on its way to the store.
     Await(BlockNumHash),
+    /// It is canonical when the store has it.
+    AwaitStore(BlockNumHash),
     /// Orders have to be carried out before.
     Later,
 }
@@ -38,6 +40,7 @@ impl<S: TrieStore> Calculator<S> {
     pub(super) fn set_canonical(&mut self, head: BlockHash, reply: Sender<Result<(), CanonicalError>>) {
         self.heads.push_back((head, reply));
         self.follow_heads();
+        self.release();
         self.answer_waiters();
     }
 
@@ -55,7 +58,8 @@ impl<S: TrieStore> Calculator<S> {
             match moved {
                 // The caller waits for the answer; if it is gone, nobody does.
                 Move::Answer(answer) => drop(reply.send(answer)),
-                Move::Await(block) => self.canonical_waiters.push((block, reply)),
+                Move::Await(block) => self.await_head(block, reply),
+                Move::AwaitStore(block) => self.canonical_waiters.push((block, reply)),
                 Move::Later => {}
             }
         }
@@ -73,8 +77,11 @@ impl<S: TrieStore> Calculator<S> {
             Durability::Queued { .. } => return Move::Await(block),
             Durability::InMemory => {}
         }
-        if let Some(path) = self.tree.path_to(head) {
-            path.iter().for_each(|layer| self.queue(layer.anchor.block, None));
+        if self.is_canonical_in_memory(block) {
+            return Move::Await(block);
+        }
+        if self.tree.path_to(head).is_some() {
+            self.backlog.head = block;
             return Move::Await(block);
         }
         if self.tree.queued_head != self.tree.tip() {
@@ -86,10 +93,11 @@ impl<S: TrieStore> Calculator<S> {
         for layer in &branch {
             self.mark_queued(layer.anchor.block, None);
         }
-        self.reorg = Some(Reorg::default());
+        self.reorg = Some(Reorg { held: Vec::new(), left: self.backlog.head });
+        self.backlog.head = block;
         // The committer is gone only after a failure, whose answer is on its way.
         let _failed = self.orders.send(Order::Reorganise { to, branch });
-        Move::Await(block)
+        Move::AwaitStore(block)
     }
 
     fn mark_queued(&mut self, block: BlockNumHash, permit: Option<Permit>) -> Option<Arc<Layer>> {
@@ -127,7 +135,7 @@ impl<S: TrieStore> Calculator<S> {
     }
 
     pub(super) fn on_reorganised(&mut self, result: Result<Reorganised<S>, ReorgFailure>) {
-        let held = self.reorg.take().map(|reorg| reorg.held).unwrap_or_default();
+        let (held, left) = self.reorg.take().map_or((Vec::new(), self.backlog.head), |reorg| (reorg.held, reorg.left));
         match result {
             Ok(Reorganised { base, chain, unwound, branch, store_commits }) => {
                 self.counters.reorganisations.add();
@@ -135,7 +143,11 @@ impl<S: TrieStore> Calculator<S> {
                 self.counters.store_commits.add_many(store_commits);
                 self.shadow_cache.reset(base.anchor().block);
                 (self.tree.base, self.tree.chain) = (base, chain);
-                unwound.iter().for_each(|layer| self.tree.keep_unwound(layer));
+                for layer in &unwound {
+                    self.tree.keep_unwound(layer);
+                    self.backlog.hold(layer, None);
+                }
+                self.record_head();
                 self.note_durable(&branch);
                 for layer in held {
                     // As above.
@@ -146,6 +158,7 @@ impl<S: TrieStore> Calculator<S> {
             Err(ReorgFailure::Before(failure)) => {
                 self.unqueue();
                 self.tree.queued_head = self.tree.tip();
+                self.backlog.head = left;
                 for (_, waiter) in self.canonical_waiters.drain(..) {
                     let _gone = waiter.send(Err(CanonicalError::Failed(failure.clone())));
                 }
@@ -163,6 +176,7 @@ impl<S: TrieStore> Calculator<S> {
             if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&layer.anchor.block.hash) {
                 committed.durability = Durability::Durable;
             }
+            self.backlog.acknowledge_durable(&layer.anchor.block.hash);
         }
     }
 
@@ -176,6 +190,7 @@ impl<S: TrieStore> Calculator<S> {
         self.answer_waiters();
         self.tree.chain.trim();
         self.follow_heads();
+        self.sweep();
     }
 
     /// What was queued will not be committed: its room is given back, so that callers get to hear why.
@@ -187,9 +202,11 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    fn break_down(&mut self, failure: Failure) {
+    /// A commit, or the log, has failed: nothing is admitted any more, and everything in flight is told.
+    pub(super) fn break_down(&mut self, failure: Failure) {
         self.broken = Some(failure.clone());
         self.unqueue();
+        self.give_up_backlog(&failure);
         self.refuse_viewers(&failure, |_| true);
         let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
         for hash in in_flight {
@@ -197,6 +214,7 @@ impl<S: TrieStore> Calculator<S> {
                 self.close_failed(entry, failure.clone());
             }
         }
+        self.answer_waiters();
     }
 
     pub(super) fn answer_waiters(&mut self) {
@@ -219,7 +237,7 @@ impl<S: TrieStore> Calculator<S> {
             !done
         });
         let durable = self.tree.base.anchor();
-        if self.tree.queued_head == durable.block && self.heads.is_empty() {
+        if self.backlog.head == durable.block && self.heads.is_empty() {
             for waiter in self.flush_waiters.drain(..) {
                 let _gone = waiter.send(Ok(durable));
             }

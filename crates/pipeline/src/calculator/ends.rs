@@ -1,6 +1,7 @@
 //! How a block ends: valid, invalid, failed, or stopped; and what that means for its descendants.
 //!
-//! Invariant: an outcome is sent once, when the room that the block took was given back.
+//! Invariant: an outcome is sent once, when the room that the block took was given back, or went on with the block to the
+//! log or the committer.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::{
     jobs::Folded,
     observe,
     tree::{BalStage, Committed, Durability, Entry, FoldStage, Node},
-    verdict::{BlockError, ConfirmedBy, Failure, InvalidBlock, InvalidReason, ValidBlock, Verdict},
+    verdict::{BlockError, ConfirmedBy, Failure, InvalidBlock, InvalidReason, Mode, ValidBlock, Verdict},
 };
 
 impl<S: TrieStore> Calculator<S> {
@@ -46,16 +47,13 @@ impl<S: TrieStore> Calculator<S> {
             layer: Some(Arc::clone(&layer)),
         });
         self.tree.attempts.remove(&entry.shared.attempt);
-        let goes_on = self.config.canonical == Canonical::Auto && layer.parent == self.tree.queued_head;
+        let extends = self.config.canonical == Canonical::Auto && layer.parent == self.backlog.head;
+        let by_list = entry.mode == Mode::BalDriven;
         let Entry { shared, permit, .. } = entry;
-        let committed = Committed { layer, verdict: Arc::clone(&verdict), durability: Durability::InMemory };
+        let durability = Durability::InMemory;
+        let committed = Committed { layer: Arc::clone(&layer), verdict: Arc::clone(&verdict), durability };
         self.tree.nodes.insert(block.hash, Node::Committed(committed));
-        if goes_on {
-            self.queue(block, permit);
-        } else {
-            // Before the verdict is out: whoever has it finds the room.
-            drop(permit);
-        }
+        self.take_in(&layer, by_list, extends, permit, shared.acknowledge.clone());
         // The ticket may be gone: nobody asked.
         let _unasked = shared.outcome.send(Ok(Verdict::Valid(verdict)));
         self.touch_children(&block.hash);

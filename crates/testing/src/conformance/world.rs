@@ -16,7 +16,7 @@ use alloy_primitives::{B256, Bytes, U256, keccak256};
 use foldgate_core::{
     Account, BackendError, BalStore, BlockHash, BlockNumHash, BlockNumber, CommitBatch, CommittedBlock, LoadSource,
     Nibbles, NodeKey, Refusal, ReverseDiff, Rows, StateAnchor, StateReader, TrieId, TrieReader, UnwindBatch,
-    diff::{PriorAccount, PriorSlot},
+    diff::{AccountValues, SlotValue},
     store::{BLOCK_HASH_WINDOW, Retention, next_key},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -101,12 +101,12 @@ pub fn rows_between(from: &State, to: &State) -> Rows {
 /// What leads from `to` back to `from`.
 pub fn reverse_between(from: &State, to: &State) -> ReverseDiff {
     let rows = rows_between(to, from);
-    let mut touched: BTreeMap<B256, Vec<PriorSlot>> =
+    let mut touched: BTreeMap<B256, Vec<SlotValue>> =
         rows.accounts.iter().map(|(hashed_address, _)| (*hashed_address, Vec::new())).collect();
     for ((hashed_address, hashed_slot), value) in rows.slots {
-        touched.entry(hashed_address).or_default().push(PriorSlot { hashed_slot, value });
+        touched.entry(hashed_address).or_default().push(SlotValue { hashed_slot, value });
     }
-    let accounts = touched.into_iter().map(|(hashed_address, slots)| PriorAccount {
+    let accounts = touched.into_iter().map(|(hashed_address, slots)| AccountValues {
         hashed_address,
         record: from.accounts.get(&hashed_address).map_or_else(Bytes::new, |account| account.to_bytes().into()),
         slots,

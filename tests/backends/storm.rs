@@ -190,6 +190,7 @@ fn config(dice: &mut Dice) -> PipelineConfig {
         on_early_mismatch: if dice.one_in(2) { OnEarlyMismatch::Fail } else { OnEarlyMismatch::FindReason },
         warm_up: dice.one_in(2),
         threads: size(1 + dice.roll(4)),
+        pin_threads: dice.one_in(4),
         max_in_flight: size(1 + dice.roll(24)),
         max_orphans: dice.roll(8) as usize,
         unwind_depth: [0, 1, 2, 128][dice.roll(4) as usize],

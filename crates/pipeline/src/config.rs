@@ -104,6 +104,10 @@ pub struct PipelineConfig {
     pub page_cache_bytes: usize,
     /// Threads for decoding, warming up and folding.
     pub threads: NonZeroUsize,
+    /// Whether each of these threads stays on a processor of its own, from the second one on: good where nothing else
+    /// competes for them, and needed on two processors, where the system was seen to put such threads on one of them
+    /// ([`foldgate_core::affinity`]).
+    pub pin_threads: bool,
     /// How many blocks may be between their arrival and their end; further ones are refused as busy. A block ends with
     /// its verdict; a valid one when its record is durable, or, without a log, with its commit where
     /// [`Canonical::Auto`] makes it canonical. Valid blocks that wait for [`crate::Pipeline::set_canonical`] are not
@@ -140,6 +144,7 @@ impl Default for PipelineConfig {
             warm_up: true,
             page_cache_bytes: 256 << 20,
             threads: thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            pin_threads: false,
             // UNWRAP: the constant is not zero.
             max_in_flight: NonZeroUsize::new(64).unwrap(),
             max_orphans: 64,

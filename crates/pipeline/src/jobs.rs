@@ -21,7 +21,9 @@ use crossbeam_channel::Sender;
 use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch};
 use foldgate_core::{
     AccountInfo, BlockFacts, BlockNumHash, Cached, HashedPostState, Layer, Overlay, StateAnchor, TrieReader, TrieStore,
-    Version, compute_way, resolve, resolve_with,
+    Version,
+    affinity::keep_on_processor,
+    compute_way, resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
 };
 
@@ -174,13 +176,20 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    pub(crate) fn new(threads: NonZeroUsize) -> io::Result<Self> {
+    pub(crate) fn new(threads: NonZeroUsize, pinned: bool) -> io::Result<Self> {
         let handles = Arc::new(Mutex::new(Vec::new()));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.get())
             .spawn_handler(|worker| {
                 let name = format!("foldgate-worker-{}", worker.index());
-                handles.lock().push(thread::Builder::new().name(name).spawn(|| worker.run())?);
+                let run = move || {
+                    if pinned {
+                        // Where it cannot be, the thread works all the same.
+                        let _pinned = keep_on_processor(worker.index() + 1);
+                    }
+                    worker.run();
+                };
+                handles.lock().push(thread::Builder::new().name(name).spawn(run)?);
                 Ok(())
             })
             .build()

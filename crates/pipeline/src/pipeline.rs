@@ -222,7 +222,7 @@ impl<S: TrieStore> Pipeline<S> {
         let cache = Arc::new(PageCache::new(config.page_cache_bytes));
         cache.reset(snapshot.anchor().block);
         let base = Cached::new(snapshot, cache).with_tries(Forest::new(DEFAULT_NODE_BYTES).unloaded());
-        let pool = Arc::new(Pool::new(config.threads).map_err(OpenError::Thread)?);
+        let pool = Arc::new(Pool::new(config.threads, config.pin_threads).map_err(OpenError::Thread)?);
         Ok((base, pool))
     }
 

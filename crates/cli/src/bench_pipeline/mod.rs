@@ -7,13 +7,14 @@
 //!     incremental   another one does, folding executed writes: wall of the incremental mode
 //! ```
 //!
-//! Each of the three has a store of its own with the same state. Stores commit in the background while the next blocks are
-//! imported, as they do at work; between windows everything is flushed, so that none waits for another's commit.
+//! Each of the three has a store of its own with the same state, and the pipelines a record log: a block is durable when its
+//! record is, and the store is written later. Between windows everything is flushed, so that none waits for another's
+//! commit; how long that takes is reported beside.
 //!
 //! Invariants:
 //! 1. All three come to the state roots of the headers; a wrong one is an error, never a figure.
 //! 2. The first window is not counted: caches fill.
-//! 3. The pipeline has one thread less than there are processors: the executor's.
+//! 3. The pipeline has one thread less than there are processors, and each stays on one: the first is the executor's.
 
 mod chain;
 
@@ -21,6 +22,7 @@ use std::{
     env,
     io::Write,
     num::NonZeroUsize,
+    path::Path,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -34,6 +36,7 @@ use foldgate_core::{
 };
 use foldgate_evm::{AmsterdamRules, ChainSpec, execute_block_with_list};
 use foldgate_pipeline::{Mode, Pipeline, PipelineConfig};
+use foldgate_record_log::{FileLog, Options};
 use serde::Serialize;
 
 pub use self::chain::ChainArg;
@@ -41,7 +44,7 @@ use self::chain::{Load, WALLETS, genesis};
 use crate::{
     CliError,
     args::BenchPipelineArgs,
-    backend::{Backend, BackendKind, Home, OnBackend},
+    backend::{Backend, BackendError, BackendKind, Home, OnBackend},
     chain_store::{ChainStoreError, Origin},
     import::{BlockReport, ImportError, Importer, List, Ready, hidden, milliseconds},
     maker::{ChainError, Maker},
@@ -118,6 +121,8 @@ pub struct PipelineLine {
     pub exec_in_pipeline_ms: f64,
     /// Resolving and folding within the BAL-driven pipeline.
     pub fold_in_pipeline_ms: f64,
+    /// Flushing what the BAL-driven pipeline has in memory, after each window.
+    pub flush_ms: f64,
     /// Threads of the pipeline.
     pub threads: usize,
     /// Gas used, in millions.
@@ -163,7 +168,9 @@ impl OnBackend for Measure<'_> {
         let place = self.0.dir.clone().unwrap_or_else(env::temp_dir);
         let home = || Home::temporary_in(backend, &place, CACHE_BYTES);
         let (alone, driven, incremental) = (home()?, home()?, home()?);
-        Ok(measure(self.0, backend.kind(), [alone.store(), driven.store(), incremental.store()])?)
+        let logs = tempfile::tempdir_in(&place).map_err(BackendError::TemporaryDirectory)?;
+        let stores = [alone.store(), driven.store(), incremental.store()];
+        Ok(measure(self.0, backend.kind(), stores, logs.path())?)
     }
 }
 
@@ -171,6 +178,7 @@ fn measure<S: BalStore>(
     args: &BenchPipelineArgs,
     backend: BackendKind,
     stores: [&Arc<S>; 3],
+    logs: &Path,
 ) -> Result<PipelineLine, BenchPipelineError> {
     let scale = u64::from(args.scale);
     let genesis = genesis(args.chain, scale)?;
@@ -191,9 +199,18 @@ fn measure<S: BalStore>(
     let [alone, driven, incremental] = stores;
     let mut alone = Alone::new(spec, alone)?;
     let open = |store: &Arc<S>, bal_driven| {
-        let config = PipelineConfig { threads, page_cache_bytes: PAGE_CACHE_BYTES, ..PipelineConfig::default() };
-        let pipeline = Pipeline::open(Arc::clone(store), config.with_bal_driven(bal_driven));
-        let pipeline = pipeline.map_err(|error| ImportError::Open(Box::new(error)))?;
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| ImportError::Open(error);
+        let config = PipelineConfig {
+            bal_driven,
+            threads,
+            pin_threads: true,
+            page_cache_bytes: PAGE_CACHE_BYTES,
+            ..PipelineConfig::default()
+        };
+        let folder = logs.join(if bal_driven { "bal" } else { "incremental" });
+        let log = FileLog::open(folder, Options::DEFAULT).map_err(|error| failed(Box::new(error)))?;
+        let pipeline = Pipeline::open_with_log(Arc::clone(store), log, config);
+        let pipeline = pipeline.map_err(|error| failed(Box::new(error)))?;
         Ok::<_, ImportError>(Importer::with_pipeline(spec, pipeline, origin.header.clone()))
     };
     let (mut driven, mut incremental) = (open(driven, true)?, open(incremental, false)?);
@@ -210,8 +227,16 @@ fn measure<S: BalStore>(
                     progress.step_block();
                     alone.take(ready, &mut counted)
                 })?,
-                1 => import(&mut driven, &made, &progress, &mut |report| counted.add_driven(report))?,
-                _ => import(&mut incremental, &made, &progress, &mut |report| counted.incremental += report.wall)?,
+                1 => {
+                    import(&mut driven, &made, &progress, &mut |report| counted.add_driven(report))?;
+                    let begin = Instant::now();
+                    driven.flush()?;
+                    counted.flush += begin.elapsed();
+                }
+                _ => {
+                    import(&mut incremental, &made, &progress, &mut |report| counted.incremental += report.wall)?;
+                    incremental.flush()?;
+                }
             }
         }
         alone.flush()?;
@@ -223,7 +248,7 @@ fn measure<S: BalStore>(
     Ok(sums.line(args.chain, backend, threads.get(), accounts))
 }
 
-/// Imports a window, and waits until its commits are over.
+/// Imports a window.
 fn import<S: BalStore>(
     importer: &mut Importer<'_, S>,
     blocks: &[Ready],
@@ -233,9 +258,7 @@ fn import<S: BalStore>(
     importer.import(blocks.to_vec(), &mut |block| {
         report(block);
         progress.step_block();
-    })?;
-    importer.flush()?;
-    Ok(())
+    })
 }
 
 fn processors_less_one() -> NonZeroUsize {
@@ -253,6 +276,7 @@ struct Sums {
     driven_exec: Duration,
     driven_fold: Duration,
     incremental: Duration,
+    flush: Duration,
     folded_ahead: u64,
     gas_used: u64,
 }
@@ -275,6 +299,7 @@ impl Sums {
         self.driven_exec += other.driven_exec;
         self.driven_fold += other.driven_fold;
         self.incremental += other.incremental;
+        self.flush += other.flush;
         self.folded_ahead += other.folded_ahead;
         self.gas_used += other.gas_used;
     }
@@ -294,6 +319,7 @@ impl Sums {
             folded_ahead: self.folded_ahead,
             exec_in_pipeline_ms: milliseconds(self.driven_exec),
             fold_in_pipeline_ms: milliseconds(self.driven_fold),
+            flush_ms: milliseconds(self.flush),
             threads,
             mgas: self.gas_used as f64 / 1e6,
             accounts,

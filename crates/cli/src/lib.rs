@@ -15,12 +15,14 @@
 pub mod args;
 pub mod backend;
 pub mod bench;
+pub mod bench_pipeline;
 pub mod chain_store;
 pub mod demo;
 pub mod derive;
 mod error;
 pub mod fixtures;
 pub mod import;
+pub mod maker;
 mod progress;
 mod reasons;
 pub mod replay;

@@ -189,8 +189,10 @@ fn run_until_killed<S: BalStore>(place: &Path, open: impl Fn(&Path) -> S, blocks
         }
         // The newline ends whatever libtest left on the line.
         println!("\n{AT_POINT}");
-        while !goes_on {
-            thread::park();
+        if !goes_on {
+            loop {
+                thread::park();
+            }
         }
     });
     let store = Arc::new(PointedStore { inner: open(place), reached: Arc::clone(&reached) });

@@ -329,7 +329,10 @@ impl<S: TrieStore> Storm<'_, S> {
             }
         }
         match self.pipeline.set_canonical(self.tree.blocks[at].facts.block.hash) {
-            Ok(()) => assert!(self.tree.is_ancestor_of(at, tip(store)), "the head is elsewhere"),
+            Ok(()) => {
+                self.pipeline.flush().unwrap();
+                assert!(self.tree.is_ancestor_of(at, tip(store)), "the head is elsewhere");
+            }
             Err(CanonicalError::Unknown(_) | CanonicalError::NotADescendant { .. }) if !any_depth => {}
             Err(error) => panic!("block {at}: {error}"),
         }

@@ -186,7 +186,8 @@ impl<S: TrieStore> Pipeline<S> {
     where
         S: BalStore,
     {
-        let (base, pool) = Self::prepare(&*store, &config)?;
+        let base = Self::ground(&*store, &config)?;
+        let pool = Arc::new(Pool::new(config.threads, config.pin_threads).map_err(OpenError::Thread)?);
         let recovered = Recovered::nothing(base.anchor().block);
         Self::start(store, config.with_flush(Flush::Synchronous), base, pool, &recovered, None)
     }
@@ -210,20 +211,20 @@ impl<S: TrieStore> Pipeline<S> {
     where
         S: BalStore,
     {
-        let (base, pool) = Self::prepare(&*store, &config)?;
+        let base = Self::ground(&*store, &config)?;
+        let pool = Arc::new(Pool::new(config.threads, config.pin_threads).map_err(OpenError::Thread)?);
         let recovered = pool.install(|| recover(&base, &mut log))?;
         let keeper = LogKeeper { log, records_per_sync: config.records_per_sync };
         let run: RunLog = Box::new(move |orders, failed| keeper.run(&orders, &*failed));
         Self::start(store, config, base, pool, &recovered, Some(run))
     }
 
-    fn prepare(store: &S, config: &PipelineConfig) -> Result<(Cached<S::Snapshot>, Arc<Pool>), OpenError<S::Error>> {
+    /// The durable state behind a new page cache.
+    fn ground(store: &S, config: &PipelineConfig) -> Result<Cached<S::Snapshot>, OpenError<S::Error>> {
         let snapshot = store.snapshot().map_err(OpenError::Store)?;
         let cache = Arc::new(PageCache::new(config.page_cache_bytes));
         cache.reset(snapshot.anchor().block);
-        let base = Cached::new(snapshot, cache).with_tries(Forest::new(DEFAULT_NODE_BYTES).unloaded());
-        let pool = Arc::new(Pool::new(config.threads, config.pin_threads).map_err(OpenError::Thread)?);
-        Ok((base, pool))
+        Ok(Cached::new(snapshot, cache).with_tries(Forest::new(DEFAULT_NODE_BYTES).unloaded()))
     }
 
     fn start(

@@ -378,7 +378,7 @@ impl<'a, S: TrieStore> Alone<'a, S> {
         let exec = begin.elapsed();
 
         let begin = Instant::now();
-        let changes = resolve_with(&**bal.post_state(), &view, &FoldOptions::SERIAL)?;
+        let changes = resolve_with(bal.post_state(), &view, &FoldOptions::SERIAL)?;
         let outcome = fold(&view, changes, &FoldOptions::SERIAL)?;
         let folded = begin.elapsed();
         let got = outcome.computed_state_root;

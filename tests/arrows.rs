@@ -12,7 +12,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("foldgate-storage-redb", &["foldgate-core"]),
     ("foldgate-storage-mdbx", &["foldgate-core"]),
     ("foldgate-pipeline", &["foldgate-core", "foldgate-bal"]),
-    ("foldgate-evm", &["foldgate-core", "foldgate-pipeline"]),
+    ("foldgate-evm", &["foldgate-core", "foldgate-bal", "foldgate-pipeline"]),
     ("foldgate-testing", &["foldgate-core", "foldgate-bal"]),
     ("foldgate-bench", &["foldgate-core", "foldgate-keccak"]),
     (

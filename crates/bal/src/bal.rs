@@ -17,7 +17,10 @@ use std::sync::{Arc, OnceLock};
 
 use alloy_eip7928::{AccountChanges, BlockAccessList};
 use alloy_primitives::{B256, Bytes, KECCAK256_EMPTY, U256};
-use foldgate_core::hashed::{AccountDelta, EmptyAccounts, HashedPostState};
+use foldgate_core::{
+    TouchedAccount, TouchedSlot,
+    hashed::{AccountDelta, EmptyAccounts, HashedPostState},
+};
 use foldgate_keccak::keccak256_batch;
 
 use crate::{
@@ -94,6 +97,24 @@ impl Bal {
     /// Everything that the list names, read or written, with the hashes of the keys.
     pub const fn keys(&self) -> &ListedKeys {
         &self.keys
+    }
+
+    /// What the list names, sorted by hashed keys, with what of it changes: what [`foldgate_core::Cached::warm`] takes.
+    pub fn touched(&self) -> Vec<TouchedAccount> {
+        let changed = &self.post_state().accounts;
+        let touched = self.keys().sorted().map(|(hashed_address, hashed_slots)| {
+            let delta = changed.get(hashed_address);
+            let slot = |hashed_slot: &B256| TouchedSlot {
+                hashed_slot: *hashed_slot,
+                changed: delta.is_some_and(|delta| delta.storage.contains_key(hashed_slot)),
+            };
+            TouchedAccount {
+                hashed_address: *hashed_address,
+                changed: delta.is_some(),
+                slots: hashed_slots.iter().map(slot).collect(),
+            }
+        });
+        touched.collect()
     }
 
     /// The accounts in the list's order, decoded at the first call.

@@ -19,7 +19,9 @@ use std::{collections::BTreeMap, convert::Infallible, fs, path::Path, sync::Arc}
 use alloy_primitives::{B256, U256};
 use foldgate_core::{
     BlockNumHash, Cached, FoldOptions, Forest, Layer, Overlay, PageCache, StateAnchor, TouchedAccount, TouchedSlot,
-    TrieReader, TrieStore, fold, resolve_with,
+    TrieReader, TrieStore,
+    affinity::keep_on_processor,
+    fold, resolve_with,
     trie::{DEFAULT_NODE_BYTES, bulk::StateLoad},
 };
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -171,7 +173,9 @@ impl<S: Stores> Foldgate<S> {
         template: Option<&Template>,
         place: &Path,
     ) -> Result<Self, BenchError> {
-        let pool = ThreadPoolBuilder::new().num_threads(threads).build();
+        // On a machine that runs nothing else, each has a processor to itself; a scheduler may see to it late.
+        let keep = |worker| _ = keep_on_processor(worker);
+        let pool = ThreadPoolBuilder::new().num_threads(threads).start_handler(keep).build();
         let pool = pool.map_err(|source| BenchError::Threads { threads, source })?;
         let directory = TempDir::new_in(place)?;
         if let Some(Template(template)) = template {

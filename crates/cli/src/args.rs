@@ -13,7 +13,7 @@ use clap::{
 use foldgate_bench::{Draw, Workload, harness::MERGED_BLOCKS};
 use foldgate_evm::AmsterdamRules;
 
-use crate::backend::BackendKind;
+use crate::{backend::BackendKind, bench_pipeline::ChainArg};
 
 /// Computes Ethereum state roots while blocks execute, from their access lists (EIP-7928).
 #[derive(Debug, Parser)]
@@ -93,6 +93,8 @@ pub enum BenchCommand {
     Fold(BenchFoldArgs),
     /// Load generated accounts into a fresh store.
     Load(BenchLoadArgs),
+    /// Import a chain with real execution, and see what folding beside it hides.
+    Pipeline(BenchPipelineArgs),
 }
 
 /// How a block's keys are drawn.
@@ -193,6 +195,32 @@ pub struct AdvanceArgs {
     #[arg(long, value_enum, default_value_t)]
     pub amsterdam_rules: RulesArg,
     /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `foldgate bench pipeline`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchPipelineArgs {
+    /// What the blocks do.
+    #[arg(long, value_enum, default_value_t)]
+    pub chain: ChainArg,
+    /// The stores. Without it, all that are built in.
+    #[arg(long, value_enum)]
+    pub backend: Vec<BackendKind>,
+    /// How many blocks are measured, in windows of 16. Without it, 96, or 16 of `m1g`.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..=1_000_000))]
+    pub blocks: Option<u64>,
+    /// Threads of the pipeline. Without it, one less than there are processors: the executor has that one.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Where stores are made. Without it, where temporary files go.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Divide the state, and the blocks' transactions, by this.
+    #[arg(long, value_name = "N", hide = true, default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
+    pub scale: u32,
+    /// Print one line of JSON for each backend.
     #[arg(long)]
     pub json: bool,
 }

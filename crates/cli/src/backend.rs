@@ -250,6 +250,19 @@ impl<S> Home<S> {
         Ok(Self { store: Arc::new(backend.open(path, cache_bytes)?), _temporary: temporary })
     }
 
+    /// Opens a fresh store in a temporary directory, made in `place`.
+    ///
+    /// # Errors
+    /// If there is no such directory to be had, or the store does not open.
+    pub fn temporary_in<B: Backend<Store = S>>(
+        backend: B,
+        place: &Path,
+        cache_bytes: usize,
+    ) -> Result<Self, BackendError> {
+        let temporary = tempfile::tempdir_in(place).map_err(BackendError::TemporaryDirectory)?;
+        Ok(Self { store: Arc::new(backend.open(temporary.path(), cache_bytes)?), _temporary: Some(temporary) })
+    }
+
     /// The store.
     pub const fn store(&self) -> &Arc<S> {
         &self.store

@@ -19,6 +19,7 @@ use crate::{
     CliError,
     args::{BenchCommand, BenchFoldArgs, BenchLoadArgs},
     backend::{Backend, BackendKind, OnBackend},
+    bench_pipeline,
     progress::Progress,
 };
 
@@ -29,6 +30,7 @@ pub(crate) fn command(command: &BenchCommand, out: &mut dyn Write) -> Result<boo
     match command {
         BenchCommand::Fold(args) => fold(args, out)?,
         BenchCommand::Load(args) => load(args, out)?,
+        BenchCommand::Pipeline(args) => bench_pipeline::command(args, out)?,
     }
     Ok(true)
 }

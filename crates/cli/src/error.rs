@@ -4,7 +4,7 @@ use std::{error::Error, fmt, io, path::PathBuf};
 
 use foldgate_bench::BenchError;
 
-use crate::{backend::BackendError, demo::DemoError, replay::ReplayError};
+use crate::{backend::BackendError, bench_pipeline::BenchPipelineError, demo::DemoError, replay::ReplayError};
 
 /// Why a command could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,9 @@ pub enum CliError {
     /// A benchmark stopped.
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// The measurement of the pipeline stopped.
+    #[error(transparent)]
+    BenchPipeline(Box<BenchPipelineError>),
     /// The demonstration stopped.
     #[error(transparent)]
     Demo(Box<DemoError>),
@@ -54,6 +57,12 @@ pub enum CliError {
     /// The report could not be put into JSON.
     #[error("writing the report as JSON")]
     Json(#[from] serde_json::Error),
+}
+
+impl From<BenchPipelineError> for CliError {
+    fn from(error: BenchPipelineError) -> Self {
+        Self::BenchPipeline(Box::new(error))
+    }
 }
 
 impl From<DemoError> for CliError {

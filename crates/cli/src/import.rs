@@ -228,6 +228,11 @@ impl<'a, S: TrieStore> Importer<'a, S> {
         Ok(Self { spec, pipeline, parent, summary: Summary { shadow, ..Summary::default() } })
     }
 
+    /// Goes on with a pipeline that stands at `parent`.
+    pub fn with_pipeline(spec: &'a ChainSpec, pipeline: Pipeline<S>, parent: Sealed<Header>) -> Self {
+        Self { spec, pipeline, parent, summary: Summary::default() }
+    }
+
     /// What was done so far.
     pub const fn summary(&self) -> &Summary {
         &self.summary

@@ -136,6 +136,27 @@ fn a_load_says_how_long_it_took_and_how_large_it_is() {
 }
 
 #[test]
+fn a_pipeline_folds_every_block_ahead_on_every_chain_and_backend() {
+    for chain in ["m60", "m1g", "sstore"] {
+        let ran = run(&["bench", "pipeline", "--chain", chain, "--scale", "100", "--blocks", "5", "--json"]).unwrap();
+        assert!(ran.good);
+        let lines = lines(&ran.out);
+        let names: Vec<_> = lines.iter().map(|line| line["backend"].as_str().unwrap()).collect();
+        assert_eq!(names, backends());
+        for line in &lines {
+            assert_eq!(line["chain"], chain);
+            // A window of sixteen, besides the first one.
+            assert_eq!((count(line, "blocks"), count(line, "folded_ahead")), (16, 16), "{line}");
+            let times = ["exec_ms", "fold_ms", "wall_ms", "wall_incremental_ms"].map(|key| line[key].as_f64().unwrap());
+            assert!(times.iter().all(|time| *time > 0.0), "{line}");
+            let over = times[2] / times[0].max(times[1]);
+            assert!((line["wall_over_max"].as_f64().unwrap() - over).abs() < 1e-6, "{line}");
+            assert!((0.0..=1.0).contains(&line["hidden"].as_f64().unwrap()), "{line}");
+        }
+    }
+}
+
+#[test]
 fn arguments_without_sense_are_refused() {
     for more in [
         &["--workload", "w5"][..],

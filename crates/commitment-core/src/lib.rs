@@ -14,6 +14,7 @@
 //! ```
 
 pub mod account;
+pub mod affinity;
 pub mod block;
 pub mod cache;
 pub mod diff;

@@ -14,7 +14,7 @@ use alloy_trie::EMPTY_ROOT_HASH;
 use crate::{
     account::{Account, AccountInfo},
     block::{BlockHash, BlockNumHash, BlockNumber, StateAnchor},
-    diff::{AccountChange, StateDiff},
+    diff::{AccountChange, SlotChange, StateDiff},
     node::{NodeKey, TrieId},
     store::{CommitBatch, CommittedBlock, Rows, StateReader, TrieReader, next_key, through_batch},
     trie::{FoldOutcome, Version},
@@ -284,18 +284,27 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
     }
 
     fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, Self::Error> {
-        let layers = self.newest_first().map(|layer| layer.diff.accounts.as_slice()).collect();
-        let changes = Changes::new(layers, start, |change| change.hashed_address, |change| change.new);
+        let from = |layer: &Layer| layer.addresses.partition_point(|address| address < start);
+        let layers = self.newest_first().map(|layer| &layer.diff.accounts[from(layer)..]).collect();
+        let changes = Changes {
+            layers,
+            key: |change: &AccountChange| change.hashed_address,
+            value: |change: &AccountChange| change.new,
+        };
         merge(changes, start, limit, |from, limit| self.base.accounts_from(from, limit))
     }
 
     fn slots_from(&self, hashed_address: &B256, start: &B256, limit: usize) -> Result<Vec<(B256, U256)>, Self::Error> {
-        let layers = self
-            .newest_first()
-            .filter_map(|layer| Some(layer.diff.account(hashed_address)?.slots.as_slice()))
-            .collect();
-        let value = |value: U256| (!value.is_zero()).then_some(value);
-        let changes = Changes::new(layers, start, |change| change.hashed_slot, |change| value(change.new));
+        let from = |slots: &[SlotChange]| slots.partition_point(|change| change.hashed_slot < *start);
+        let layers = self.newest_first().filter_map(|layer| {
+            let slots = &layer.account(hashed_address)?.slots;
+            Some(&slots[from(slots)..])
+        });
+        let changes = Changes {
+            layers: layers.collect(),
+            key: |change: &SlotChange| change.hashed_slot,
+            value: |change: &SlotChange| (!change.new.is_zero()).then_some(change.new),
+        };
         merge(changes, start, limit, |from, limit| self.base.slots_from(hashed_address, from, limit))
     }
 
@@ -374,13 +383,6 @@ struct Changes<'a, C, K, V> {
 }
 
 impl<'a, C, T, K: Fn(&C) -> B256, V: Fn(&C) -> Option<T>> Changes<'a, C, K, V> {
-    fn new(mut layers: Vec<&'a [C]>, start: &B256, key: K, value: V) -> Self {
-        for layer in &mut layers {
-            *layer = &layer[layer.partition_point(|change| key(change) < *start)..];
-        }
-        Self { layers, key, value }
-    }
-
     fn peek(&self) -> Option<B256> {
         self.layers.iter().filter_map(|layer| layer.first()).map(&self.key).min()
     }

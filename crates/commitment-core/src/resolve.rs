@@ -33,7 +33,8 @@ pub fn resolve<R: TrieReader>(state: &HashedPostState, parent: &R) -> Result<Lea
     resolve_with(state, parent, &FoldOptions::SERIAL)
 }
 
-/// [`resolve`], with large batches of reads shared out to threads where the options allow it. They change no result.
+/// [`resolve`], with many accounts, or many slots of one, shared out to threads where the options allow it. They change
+/// no result.
 ///
 /// # Errors
 /// If a read fails.
@@ -43,24 +44,66 @@ pub fn resolve_with<R: TrieReader>(
     options: &FoldOptions,
 ) -> Result<LeafChanges, R::Error> {
     let sorted = sorted_accounts(state);
+    let slots: usize = sorted.iter().map(|(_, delta)| delta.storage.len()).sum();
+    let weight = sorted.len() + slots;
+    let parts = if options.parallel { (weight / MIN_PART).min(rayon::current_num_threads()) } else { 1 };
+    let accounts = if parts < 2 {
+        resolve_part(&sorted, state, parent, options)?
+    } else {
+        let parts = split_by_weight(&sorted, weight.div_ceil(parts));
+        let parts: Vec<_> = parts.into_par_iter().map(|part| resolve_part(part, state, parent, options)).collect();
+        let mut accounts = Vec::with_capacity(sorted.len());
+        // Of several failures the first in key order is reported, as on one thread.
+        for part in parts {
+            accounts.append(&mut part?);
+        }
+        accounts
+    };
+    let codes = new_codes(&accounts, &state.codes);
+    Ok(LeafChanges { accounts, codes })
+}
+
+/// Some accounts, in order of their keys.
+fn resolve_part<R: TrieReader>(
+    sorted: &[(B256, &AccountDelta)],
+    state: &HashedPostState,
+    parent: &R,
+    options: &FoldOptions,
+) -> Result<Vec<AccountLeafChange>, R::Error> {
     let keys: Vec<_> = sorted.iter().map(|(hashed_address, _)| *hashed_address).collect();
-    let olds = read_batch(&keys, options, |keys| parent.accounts(keys))?;
-    let pending: Vec<_> = sorted.into_iter().zip(olds).map(|(item, old)| Pending::new(item, old, state)).collect();
+    let olds = parent.accounts(&keys)?;
+    let pending: Vec<_> = sorted.iter().zip(olds).map(|(item, old)| Pending::new(*item, old, state)).collect();
     // Where the parent has no storage, every old value is zero.
     let keys: Vec<_> =
         pending.iter().filter(|account| account.slots == SlotReads::Listed).flat_map(Pending::keys).collect();
     let mut olds = read_batch(&keys, options, |keys| parent.slots(keys))?.into_iter();
-    let mut changes = LeafChanges::default();
+    let mut accounts = Vec::with_capacity(pending.len());
     for account in &pending {
         let slots = account.resolve_slots(parent, &mut olds)?;
         if slots.is_empty() && account.old.as_ref().map(Account::info) == account.new {
             continue;
         }
         let Pending { hashed_address, old, new, .. } = *account;
-        changes.accounts.push(AccountLeafChange { hashed_address, old, new, slots });
+        accounts.push(AccountLeafChange { hashed_address, old, new, slots });
     }
-    changes.codes = new_codes(&changes.accounts, &state.codes);
-    Ok(changes)
+    Ok(accounts)
+}
+
+/// Cuts accounts into runs of at least so much weight, an account's being one and its number of slots.
+fn split_by_weight<'a, 'b>(
+    sorted: &'b [(B256, &'a AccountDelta)],
+    weight: usize,
+) -> Vec<&'b [(B256, &'a AccountDelta)]> {
+    let (mut parts, mut start, mut filled) = (Vec::new(), 0, 0);
+    for (at, (_, delta)) in sorted.iter().enumerate() {
+        filled += 1 + delta.storage.len();
+        if filled >= weight {
+            parts.push(&sorted[start..=at]);
+            (start, filled) = (at + 1, 0);
+        }
+    }
+    parts.push(&sorted[start..]);
+    parts
 }
 
 /// The accounts in order of their keys, of which the first eight bytes decide nearly always.
@@ -123,7 +166,7 @@ fn merge_deltas(
     merged
 }
 
-/// The fewest keys that are worth another thread.
+/// The fewest keys, or accounts and slots together, that are worth another thread.
 const MIN_PART: usize = 256;
 
 /// Reads a batch, in parts beside each other where the options allow it and there is enough to read.

@@ -16,6 +16,7 @@ use alloy_evm::revm::{
     state::{AccountInfo, Bytecode},
 };
 use alloy_primitives::{Address, B256, KECCAK256_EMPTY, map::AddressMap};
+use foldgate_bal::Bal;
 use foldgate_core::{
     StateReader, TrieReader,
     keys::{hash_address, hash_slot},
@@ -60,6 +61,17 @@ impl KeyHashes for HashedAsAsked {
 
     fn slot(&self, _address: &Address, slot: &StorageKey) -> B256 {
         hash_slot(slot)
+    }
+}
+
+/// What the list names was hashed with it.
+impl KeyHashes for &Bal {
+    fn address(&self, address: &Address) -> B256 {
+        self.keys().hashed_address(address).unwrap_or_else(|| hash_address(address))
+    }
+
+    fn slot(&self, address: &Address, slot: &StorageKey) -> B256 {
+        self.keys().hashed_slot(address, slot).unwrap_or_else(|| hash_slot(slot))
     }
 }
 

@@ -139,6 +139,23 @@ pub fn execute_block<R: StateReader>(
     execute_with(HashedAsAsked, spec, block, senders, parent_state, sink, cancelled)
 }
 
+/// [`execute_block`] for a block whose list was decoded: the keys that it names were hashed then. Everything else is read
+/// and executed as without a list, whatever it says.
+///
+/// # Errors
+/// As of [`execute_block`].
+pub fn execute_block_with_list<R: StateReader>(
+    spec: &ChainSpec,
+    block: &Block,
+    senders: &[Address],
+    list: &foldgate_bal::Bal,
+    parent_state: R,
+    sink: &mut dyn FnMut(BlockAccessIndex, StateWrites),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<ExecutedBlock, ExecutionError<R::Error>> {
+    execute_with(list, spec, block, senders, parent_state, sink, cancelled)
+}
+
 /// [`execute_block`] with the hashes of keys from `key_hashes`.
 pub(crate) fn execute_with<R: StateReader>(
     key_hashes: impl KeyHashes,

@@ -40,7 +40,7 @@ pub mod validate;
 pub use block::{Block, BlockDecodeError, Transaction};
 pub use chain_spec::{AmsterdamRules, ChainSpec, ChainSpecError};
 pub use drive::{Driven, drive, request};
-pub use execute::{Counters, ExecutedBlock, ExecutionError, execute_block, process_block};
+pub use execute::{Counters, ExecutedBlock, ExecutionError, execute_block, execute_block_with_list, process_block};
 pub use genesis::{GenesisEntry, GenesisError, genesis_entries, genesis_header};
 pub use invalid::BlockInvalid;
 pub use senders::{SenderError, recover_senders};

@@ -20,8 +20,8 @@ use alloy_primitives::{B256, Bytes};
 use crossbeam_channel::{Receiver, Sender};
 use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch};
 use foldgate_core::{
-    AccountInfo, BlockFacts, Cached, CommitBatch, HashedPostState, Layer, Overlay, PageCache, TouchedAccount,
-    TouchedSlot, TrieReader, TrieStore, Version, resolve, resolve_with,
+    AccountInfo, BlockFacts, Cached, CommitBatch, HashedPostState, Layer, Overlay, PageCache, TrieReader, TrieStore,
+    Version, resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
 };
 
@@ -106,21 +106,7 @@ pub(crate) fn prepare(raw: Bytes, facts: &BlockFacts) -> Prepared {
 /// Brings what a list names into the page cache: the records, read or written, and the rows on the paths of what it
 /// changes. Stops when told to, and at the first failure: whoever needs the record will meet it again.
 pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Cached<R>, tries: Option<&Version>, stop: impl Fn() -> bool) {
-    let changed = &bal.post_state().accounts;
-    let touched = bal.keys().sorted().map(|(hashed_address, hashed_slots)| {
-        let delta = changed.get(hashed_address);
-        let slot = |hashed_slot: &B256| TouchedSlot {
-            hashed_slot: *hashed_slot,
-            changed: delta.is_some_and(|delta| delta.storage.contains_key(hashed_slot)),
-        };
-        TouchedAccount {
-            hashed_address: *hashed_address,
-            changed: delta.is_some(),
-            slots: hashed_slots.iter().map(slot).collect(),
-        }
-    });
-    let touched: Vec<_> = touched.collect();
-    let _as_far_as_it_got = reader.warm(&touched, tries, stop);
+    let _as_far_as_it_got = reader.warm(&bal.touched(), tries, stop);
 }
 
 /// Resolves accumulated changes, which were at hand since `ready`, against the parent's state and folds them.

@@ -4,6 +4,8 @@
 
 use alloy_primitives::{Address, Bytes, U256, hex};
 
+use crate::maker::words;
+
 /// A token: the slot of an address holds its balance. `transfer(to, amount)` takes two words and checks nothing.
 pub(super) const TOKEN: &[u8] = &hex!(
     "602035"     // amount
@@ -50,7 +52,3 @@ pub(super) fn creation(runtime: &[u8]) -> Bytes {
 
 /// Code that creates a contract and destroys it in the same breath: its balance goes back.
 pub(super) const CREATE_AND_DESTROY: &[u8] = &hex!("33ff");
-
-fn words(words: impl IntoIterator<Item = U256>) -> Bytes {
-    words.into_iter().flat_map(|word| word.to_be_bytes::<32>()).collect()
-}

@@ -27,9 +27,8 @@ use foldgate_evm::AmsterdamRules;
 use foldgate_pipeline::Mode;
 use foldgate_testing::oracle::{self, HashedAccount};
 
-pub use self::chain::ChainError;
 use self::{
-    chain::{Maker, genesis},
+    chain::{Demonstration, WALLETS, genesis},
     files::ChainFiles,
 };
 use crate::{
@@ -38,6 +37,7 @@ use crate::{
     backend::{Backend, Home, OnBackend},
     chain_store::{ChainStoreError, Origin},
     import::{BlockReport, ImportError, Importer, Summary, hidden, milliseconds},
+    maker::Maker,
     progress::Progress,
 };
 
@@ -55,7 +55,7 @@ pub enum DemoError {
     Genesis(#[from] serde_json::Error),
     /// The chain could not be made: a fault of this tool.
     #[error(transparent)]
-    Chain(#[from] ChainError),
+    Chain(#[from] crate::maker::ChainError),
     /// The genesis could not be put into the store.
     #[error(transparent)]
     Store(#[from] ChainStoreError),
@@ -158,7 +158,8 @@ fn demo<S: TrieStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErr
     let progress = Progress::load(origin.leaves(), args.json);
     origin.load(store, &progress)?;
     progress.finish();
-    let mut maker = Maker::new(origin.spec.clone(), workshop, origin.header.clone());
+    let script = Demonstration::default();
+    let mut maker = Maker::new(script, WALLETS, origin.spec.clone(), workshop, origin.header.clone());
     let mut importer = Importer::open(&origin.spec, Arc::clone(store), origin.header.clone(), args.mode)?;
     let progress = Progress::blocks(args.blocks, args.json);
     let mut reports = Vec::new();

@@ -23,7 +23,8 @@ use crate::{
 
 /// A snapshot with the shared cache before it. Clones share both.
 ///
-/// Scans ([`TrieReader::accounts_from`], [`TrieReader::slots_from`]) and block hashes go to the snapshot.
+/// Scans ([`TrieReader::accounts_from`], [`TrieReader::slots_from`]) and block hashes go to the snapshot, but for the
+/// single leaves that a warm-up has foreseen.
 #[derive(Debug, Clone)]
 pub struct Cached<R> {
     snapshot: R,
@@ -41,6 +42,10 @@ pub(super) struct Ahead {
     pub(super) accounts: B256Map<Option<Account>>,
     pub(super) slots: HashMap<(B256, B256), U256>,
     pub(super) rows: HashMap<NodeKey, Option<Bytes>>,
+    /// The first account from a key on.
+    pub(super) first_accounts: B256Map<Option<(B256, Account)>>,
+    /// The first slot of an account from a key on.
+    pub(super) first_slots: HashMap<(B256, B256), Option<(B256, U256)>>,
 }
 
 impl<R: TrieReader> Cached<R> {
@@ -167,11 +172,19 @@ impl<R: TrieReader> TrieReader for Cached<R> {
     }
 
     fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, Self::Error> {
-        self.snapshot.accounts_from(start, limit)
+        let brought = || self.ahead.get()?.first_accounts.get(start).copied();
+        match brought().filter(|_| limit == 1) {
+            Some(first) => Ok(first.into_iter().collect()),
+            None => self.snapshot.accounts_from(start, limit),
+        }
     }
 
     fn slots_from(&self, hashed_address: &B256, start: &B256, limit: usize) -> Result<Vec<(B256, U256)>, Self::Error> {
-        self.snapshot.slots_from(hashed_address, start, limit)
+        let brought = || self.ahead.get()?.first_slots.get(&(*hashed_address, *start)).copied();
+        match brought().filter(|_| limit == 1) {
+            Some(first) => Ok(first.into_iter().collect()),
+            None => self.snapshot.slots_from(hashed_address, start, limit),
+        }
     }
 
     fn accounts(&self, hashed_addresses: &[B256]) -> Result<Vec<Option<Account>>, Self::Error> {

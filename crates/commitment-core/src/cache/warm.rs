@@ -5,9 +5,9 @@
 //!    tries. All tries go down together, one level of branches at a time,
 //!    so that each level is a few batches of reads in the order of their keys. A row's masks tell which children are
 //!    branches; where a path leaves the trie, or ends at a leaf, there is no more row.
+//! 3. The leaves at which paths of new keys end: new ones come to stand beside them.
 //!
-//! What a fold reads besides is not foreseen: the neighbour that a removed leaf leaves alone, the leaf that a new one
-//! comes to stand beside.
+//! What a fold reads besides is not foreseen: the neighbour that a removed leaf leaves alone.
 //!
 //! Invariants:
 //! 1. Only reads: a warm-up that stops, fails or never runs changes no result.
@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use alloy_primitives::B256;
+use alloy_primitives::{B256, Bytes, U256};
 use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 
 use super::{Cached, cached::Ahead};
@@ -134,6 +134,8 @@ struct Walk {
     slots: Vec<B256>,
     /// The storage tries, in order.
     storage: Vec<Front>,
+    /// The first keys below the slots where new leaves meet one that is there.
+    met: Vec<(TrieId, B256)>,
 }
 
 impl Walk {
@@ -169,7 +171,11 @@ impl Walk {
             tries.forest().reserve(self.accounts.len() + self.slots.len());
         }
         let mut level = match tries {
-            Some(tries) => tops.into_iter().flat_map(|top| self.below_memory(tries, &top)).collect(),
+            Some(tries) => {
+                let mut level = Vec::new();
+                tops.iter().for_each(|top| self.below_memory(tries, top, ahead, &mut level));
+                level
+            }
             None => tops,
         };
         while !level.is_empty() {
@@ -179,30 +185,72 @@ impl Walk {
                     return Ok(Warmed::Stopped);
                 }
                 let keys: Vec<_> = fronts.iter().map(|front| front.key).collect();
-                for (front, row) in fronts.iter().zip(reader.nodes(&keys)?) {
+                for (front, row) in fronts.iter().zip(side_by_side(reader.nodes(&keys)?)) {
                     // A row that is malformed ends the path here. The fold will say so.
                     let head = row.as_ref().and_then(|row| RowHead::decode(row, front.key.path.len()).ok());
+                    let sole = row.is_none() && front.key.path.is_empty();
                     ahead.rows.insert(front.key, row);
                     if let Some(head) = head {
-                        self.descend(front, &head, &mut below);
+                        self.descend(front, &head, ahead, &mut below);
+                    } else if sole {
+                        self.meet(front.key.trie, &Path::default(), front.keys.clone(), ahead);
                     }
                 }
             }
             level = below;
         }
+        self.bring_met(reader, stop, ahead)
+    }
+
+    /// Reads the leaves beside which new ones come to stand.
+    fn bring_met<R: TrieReader>(
+        mut self,
+        reader: &Cached<R>,
+        stop: &impl Fn() -> bool,
+        ahead: &mut Ahead,
+    ) -> Result<Warmed, R::Error> {
+        self.met.sort_unstable();
+        for met in self.met.chunks(BATCH) {
+            if stop() {
+                return Ok(Warmed::Stopped);
+            }
+            for (trie, start) in met {
+                match trie {
+                    TrieId::Accounts => {
+                        let leaf = reader.snapshot().accounts_from(start, 1)?.pop();
+                        ahead.first_accounts.insert(*start, leaf);
+                    }
+                    TrieId::Storage(hashed_address) => {
+                        let leaf = reader.snapshot().slots_from(hashed_address, start, 1)?.pop();
+                        ahead.first_slots.insert((*hashed_address, *start), leaf);
+                    }
+                }
+            }
+        }
         Ok(Warmed::Whole)
     }
 
-    /// Where the keys of a trie lead out of what is in memory.
-    fn below_memory(&self, tries: &Version, top: &Front) -> Vec<Front> {
+    /// Adds where the keys of a trie lead out of what is in memory.
+    fn below_memory(&mut self, tries: &Version, top: &Front, ahead: &Ahead, level: &mut Vec<Front>) {
         let trie = top.key.trie;
-        let keys = &self.keys(trie)[top.keys.clone()];
-        let unloaded = tries.unloaded(&trie, keys).into_iter();
-        let front = |(slot, range): (Path, Range<usize>)| Front {
-            key: NodeKey::new(trie, slot.to_nibbles()),
-            keys: top.keys.start + range.start..top.keys.start + range.end,
+        let frontier = tries.frontier(&trie, &self.keys(trie)[top.keys.clone()]);
+        let range = |range: Range<usize>| top.keys.start + range.start..top.keys.start + range.end;
+        for (slot, keys) in frontier.leaves {
+            self.meet(trie, &slot, range(keys), ahead);
+        }
+        let front = |(slot, keys): (Path, _)| Front { key: NodeKey::new(trie, slot.to_nibbles()), keys: range(keys) };
+        level.extend(frontier.rows.into_iter().map(front));
+    }
+
+    /// Notes a slot that holds a leaf, if one of the keys that lead there is new.
+    fn meet(&mut self, trie: TrieId, slot: &Path, keys: Range<usize>, ahead: &Ahead) {
+        let is_new = |key: &B256| match &trie {
+            TrieId::Accounts => matches!(ahead.accounts.get(key), Some(None)),
+            TrieId::Storage(hashed_address) => ahead.slots.get(&(*hashed_address, *key)).is_some_and(U256::is_zero),
         };
-        unloaded.map(front).collect()
+        if self.keys(trie)[keys].iter().any(|key| slot.covers(key) && is_new(key)) {
+            self.met.push((trie, *slot.first_key()));
+        }
     }
 
     fn keys(&self, trie: TrieId) -> &[B256] {
@@ -213,8 +261,9 @@ impl Walk {
     }
 
     /// Adds the branches below a branch to which the front's keys lead on.
-    fn descend(&self, front: &Front, head: &RowHead, below: &mut Vec<Front>) {
+    fn descend(&mut self, front: &Front, head: &RowHead, ahead: &Ahead, below: &mut Vec<Front>) {
         let all = self.keys(front.key.trie);
+        let mut leaves = Vec::new();
         let path = front.key.path.join(&head.extension);
         // Sorted keys with a common beginning lie side by side, and so do those of one child.
         let keys = &all[front.keys.clone()];
@@ -224,14 +273,33 @@ impl Walk {
         while at < end {
             let nibble = nibble(&all[at], path.len());
             let next = at + all[at..end].partition_point(|key| self::nibble(key, path.len()) <= nibble);
-            if head.masks.kind(nibble) == ChildKind::Branch {
-                let mut child = path;
-                child.push(nibble);
-                below.push(Front { key: NodeKey::new(front.key.trie, child), keys: at..next });
+            let mut child = path;
+            child.push(nibble);
+            match head.masks.kind(nibble) {
+                ChildKind::Branch => below.push(Front { key: NodeKey::new(front.key.trie, child), keys: at..next }),
+                ChildKind::Leaf => leaves.push((Path::of(&all[at], child.len()), at..next)),
+                ChildKind::Empty | ChildKind::Opaque => {}
             }
             at = next;
         }
+        for (slot, keys) in leaves {
+            self.meet(front.key.trie, &slot, keys, ahead);
+        }
     }
+}
+
+/// Copies rows into one piece of memory, in which the fold will come by them in the same order.
+fn side_by_side(mut rows: Vec<Option<Bytes>>) -> Vec<Option<Bytes>> {
+    let mut all = Vec::with_capacity(rows.iter().flatten().map(|row| row.len()).sum());
+    rows.iter().flatten().for_each(|row| all.extend_from_slice(row));
+    let all = Bytes::from(all);
+    let mut at = 0;
+    for row in rows.iter_mut().flatten() {
+        let end = at + row.len();
+        *row = all.slice(at..end);
+        at = end;
+    }
+    rows
 }
 
 /// A nibble of a key, of which there are 64; a branch lies above the last one.

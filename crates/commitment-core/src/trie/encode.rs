@@ -95,6 +95,11 @@ const fn header_length(length: usize) -> usize {
     if length < 56 { 1 } else { 1 + (usize::BITS - length.leading_zeros()).div_ceil(8) as usize }
 }
 
+/// The length of a path's string: a first byte below 0x80, and these.
+const fn path_length(path: &[u8]) -> usize {
+    1 + path.len() + if path.is_empty() { 0 } else { 1 }
+}
+
 const fn string_length(bytes: &[u8]) -> usize {
     match bytes {
         [byte] if *byte < EMPTY_STRING_CODE => 1,
@@ -102,45 +107,35 @@ const fn string_length(bytes: &[u8]) -> usize {
     }
 }
 
-/// The hex-prefix encoding of a path: at most 64 nibbles.
-struct CompactPath {
-    bytes: [u8; 33],
+/// The nibbles of an extension in whole bytes, as the hex-prefix encoding has them: the second and all further ones if
+/// their number is odd.
+pub(crate) struct PackedNibbles {
+    first: u8,
+    bytes: [u8; 32],
     length: usize,
 }
 
-impl CompactPath {
-    /// A leaf's path: the key's nibbles from `depth` on.
-    fn leaf(key: &B256, depth: usize) -> Self {
-        let whole = &key[depth.div_ceil(2)..];
-        let mut bytes = [0; 33];
-        bytes[0] = if depth % 2 == 1 { 0x30 | key[depth / 2] & 0x0f } else { 0x20 };
-        bytes[1..=whole.len()].copy_from_slice(whole);
-        Self { bytes, length: 1 + whole.len() }
-    }
-
-    /// An extension's path.
-    fn extension(nibbles: &Nibbles) -> Self {
-        let mut bytes = [0; 33];
-        let odd = nibbles.len() % 2;
-        let length = 1 + nibbles.len() / 2;
+impl PackedNibbles {
+    pub(crate) fn new(nibbles: &Nibbles) -> Self {
+        let mut bytes = [0; 32];
+        let length = nibbles.len() / 2;
         let mut rest = nibbles.iter();
-        if odd == 1 {
-            bytes[0] = 0x10 | rest.next().unwrap_or_default();
-        }
-        for byte in &mut bytes[1..length] {
+        let first = match nibbles.len() % 2 {
+            1 => 0x10 | rest.next().unwrap_or_default(),
+            _ => 0,
+        };
+        for byte in &mut bytes[..length] {
             *byte = rest.next().unwrap_or_default() << 4 | rest.next().unwrap_or_default();
         }
-        Self { bytes, length }
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        Self { first, bytes, length }
     }
 }
 
 /// A leaf or an extension: a path, and a value or a reference.
 pub(crate) struct ShortNode<'a> {
-    path: CompactPath,
+    /// The hex-prefix encoding of the path: its first byte, and the others, which lie in the key as they are.
+    first: u8,
+    path: &'a [u8],
     rest: &'a [u8],
     is_leaf: bool,
     payload: usize,
@@ -148,17 +143,18 @@ pub(crate) struct ShortNode<'a> {
 
 impl<'a> ShortNode<'a> {
     /// The leaf of `key` that stands under a slot path of `depth` nibbles.
-    pub(crate) fn leaf(key: &B256, depth: usize, value: &'a [u8]) -> Self {
-        let path = CompactPath::leaf(key, depth);
-        let payload = string_length(path.as_slice()) + string_length(value);
-        Self { path, rest: value, is_leaf: true, payload }
+    pub(crate) fn leaf(key: &'a B256, depth: usize, value: &'a [u8]) -> Self {
+        let path = &key[depth.div_ceil(2)..];
+        let first = if depth % 2 == 1 { 0x30 | key[depth / 2] & 0x0f } else { 0x20 };
+        let payload = path_length(path) + string_length(value);
+        Self { first, path, rest: value, is_leaf: true, payload }
     }
 
-    /// The extension by `nibbles`, at least one, to a branch.
-    pub(crate) fn extension(nibbles: &Nibbles, branch: &'a [u8]) -> Self {
-        let path = CompactPath::extension(nibbles);
-        let payload = string_length(path.as_slice()) + branch.len();
-        Self { path, rest: branch, is_leaf: false, payload }
+    /// The extension by nibbles, at least one, to a branch.
+    pub(crate) const fn extension(nibbles: &'a PackedNibbles, branch: &'a [u8]) -> Self {
+        let (path, _) = nibbles.bytes.split_at(nibbles.length);
+        let payload = path_length(path) + branch.len();
+        Self { first: nibbles.first, path, rest: branch, is_leaf: false, payload }
     }
 
     /// The length of the node's RLP.
@@ -170,7 +166,12 @@ impl<'a> ShortNode<'a> {
     pub(crate) fn write(&self, out: &mut [u8]) {
         let mut pen = Pen::new(out);
         pen.header(0xc0, self.payload);
-        pen.string(self.path.as_slice());
+        // At most 33 bytes, and a first one below 0x80: a string of one byte is that byte.
+        if !self.path.is_empty() {
+            pen.byte(EMPTY_STRING_CODE + 1 + self.path.len() as u8);
+        }
+        pen.byte(self.first);
+        pen.bytes(self.path);
         if self.is_leaf {
             pen.string(self.rest);
         } else {
@@ -235,7 +236,8 @@ impl BranchNode<'_> {
 
 /// How a parent refers to the extension by `nibbles` to a branch. For single nodes: hashes on its own.
 pub(crate) fn extension_reference(nibbles: &Nibbles, branch: &RlpNode) -> RlpNode {
-    let node = ShortNode::extension(nibbles, branch);
+    let nibbles = PackedNibbles::new(nibbles);
+    let node = ShortNode::extension(&nibbles, branch);
     let mut rlp = [0; MAX_EXTENSION_NODE];
     node.write(&mut rlp);
     RlpNode::from_rlp(&rlp[..node.len()])
@@ -274,7 +276,8 @@ mod tests {
             for child in [RlpNode::word_rlp(&key), RlpNode::from_raw(&[0xc2, 0x20, 1]).unwrap()] {
                 let path = nibbles.slice(..length);
                 let expected = alloy_rlp::encode(ExtensionNode::new(path, child.clone()));
-                let node = ShortNode::extension(&path, &child);
+                let packed = PackedNibbles::new(&path);
+                let node = ShortNode::extension(&packed, &child);
                 assert_eq!(written(node.len(), |out| node.write(out)), expected, "extension of {length}");
                 assert_eq!(extension_reference(&path, &child), RlpNode::from_rlp(&expected));
             }

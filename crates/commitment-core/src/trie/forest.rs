@@ -313,6 +313,15 @@ impl fmt::Debug for Version {
     }
 }
 
+/// Slot paths at which ways of keys end or leave memory, each with the range of the keys that lead there.
+#[derive(Debug, Default)]
+pub(crate) struct Frontier {
+    /// Branches that have to be read, sorted.
+    pub(crate) rows: Vec<(Path, Range<usize>)>,
+    /// Leaves.
+    pub(crate) leaves: Vec<(Path, Range<usize>)>,
+}
+
 impl Version {
     /// The forest that it is part of.
     pub fn forest(&self) -> &Forest {
@@ -368,21 +377,19 @@ impl Version {
         NodeRef::UNLOADED
     }
 
-    /// Where the ways of sorted keys leave what is in memory of a trie: the slot paths of branches that have to be read,
-    /// each with the range of those keys that lead there. The trie must have a leaf.
-    pub(crate) fn unloaded(&self, trie: &TrieId, keys: &[B256]) -> Vec<(Path, Range<usize>)> {
+    /// Where the ways of sorted keys end or leave what is in memory of a trie. The trie must have a leaf.
+    pub(crate) fn frontier(&self, trie: &TrieId, keys: &[B256]) -> Frontier {
         let pool = self.pool();
         let top = match trie {
             TrieId::Accounts => self.top().branch,
             TrieId::Storage(hashed_address) => self.storage_top(hashed_address),
         };
-        let mut found = Vec::new();
+        let mut frontier = Frontier::default();
         let mut waiting = vec![(Path::default(), top, 0..keys.len())];
         while let Some((slot, at, range)) = waiting.pop() {
             let Some(node) = at.loaded().map(|at| pool.node(at)) else {
-                if at == NodeRef::UNLOADED {
-                    found.push((slot, range));
-                }
+                let ends = if at == NodeRef::UNLOADED { &mut frontier.rows } else { &mut frontier.leaves };
+                ends.push((slot, range));
                 continue;
             };
             let own_path = slot.join(&node.extension());
@@ -391,13 +398,17 @@ impl Version {
                 let (first, nibble) = (next, nibble_at(&group[0], own_path.len()));
                 next += group.len();
                 // Of keys that leave the extension some may have this nibble, too: they are taken along.
-                if group.iter().any(|key| own_path.covers(key)) && node.kind(nibble) == ChildKind::Branch {
-                    waiting.push((own_path.child(nibble), node.link(nibble), first..next));
+                if group.iter().any(|key| own_path.covers(key)) {
+                    match node.kind(nibble) {
+                        ChildKind::Branch => waiting.push((own_path.child(nibble), node.link(nibble), first..next)),
+                        ChildKind::Leaf => frontier.leaves.push((own_path.child(nibble), first..next)),
+                        ChildKind::Empty | ChildKind::Opaque => {}
+                    }
                 }
             }
         }
-        found.sort_unstable_by_key(|(slot, _)| *slot);
-        found
+        frontier.rows.sort_unstable_by_key(|(slot, _)| *slot);
+        frontier
     }
 
     /// The row filed under a key, as far as this version knows: `None` if the store has to be asked.

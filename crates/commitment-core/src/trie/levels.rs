@@ -26,7 +26,7 @@ use foldgate_keccak::{Hasher, RATE, keccak256, pad_in_place, rate_blocks};
 
 use super::{
     arena::{Arena, Branch, Leaf, Level, Node, Origin, Place, Ready, Stored},
-    encode::{BranchNode, LeafValue, ShortNode},
+    encode::{BranchNode, LeafValue, PackedNibbles, ShortNode},
     forest::{Frame, Lists, age_of},
     pool::{Link, NodePlan, NodeRef, Pool, Writer},
     row::{HASH_REFERENCE, Masks, blinded_head_length, head_length, reference_length, write_blinded, write_head},
@@ -147,7 +147,7 @@ fn hash_branches<V>(
     lanes.flush(references);
     for (at, branch) in branches.iter().enumerate().filter(|(_, branch)| branch.has_extension()) {
         let behind = references[at].clone();
-        let extension = branch.extension();
+        let extension = PackedNibbles::new(&branch.extension());
         let node = ShortNode::extension(&extension, &behind);
         lanes.push(node.len(), at, references, |out| node.write(out));
     }

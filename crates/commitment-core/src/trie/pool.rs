@@ -24,6 +24,7 @@
 //! 2. The units of a chunk are in use, in one free list, or in one writer's hands: never in two of these.
 //! 3. Names are handed out by [`Writer::node`] alone, and only names that were handed out and not freed are looked up.
 //!    This module's callers see to the second half; nobody outside of `trie` can name a node.
+//! 4. Every byte of a chunk is initialised as long as the chunk is there.
 
 use std::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
@@ -58,6 +59,8 @@ const MAX_UNITS: usize = (HEADER + 16 * 5 + 5 + 32 + 2 + 16 * 33).div_ceil(UNIT)
 const REGION_UNITS: u32 = 4096;
 /// How many freed nodes of one size a writer takes at a time.
 const REFILL: usize = 128;
+/// How many nodes of one size ahead freed memory is fetched.
+const PREFETCH_FREED: usize = 2;
 /// The bytes before a node's links.
 const HEADER: usize = UNIT;
 
@@ -174,7 +177,6 @@ impl Pool {
         let chunks = missing(&self.free.lock());
         for _ in 0..chunks {
             let chunk = Chunk::new();
-            chunk.touch();
             let mut free = self.free.lock();
             if missing(&free) > 0 {
                 self.add_chunk(&mut free, chunk);
@@ -236,16 +238,12 @@ impl Chunk {
         // Nodes lie scattered over the chunks: with small pages, most looks at one would miss the address cache too.
         #[cfg(target_os = "linux")]
         // SAFETY: the range is one that was just allocated; advice changes no content. A refusal changes nothing else.
-        let _refused = unsafe { libc::madvise(start.as_ptr().cast(), CHUNK_BYTES, libc::MADV_HUGEPAGE) };
+        let _refused =
+            unsafe { rustix::mm::madvise(start.as_ptr().cast(), CHUNK_BYTES, rustix::mm::Advice::LinuxHugepage) };
+        // Invariant 4: once for all nodes to come. It puts memory behind every page, so advice comes first.
+        // SAFETY: the whole of the chunk, which nobody else knows of.
+        unsafe { start.as_ptr().write_bytes(0, CHUNK_BYTES) };
         Self(start)
-    }
-
-    /// Makes the system put memory behind every page.
-    fn touch(&self) {
-        for page in (0..CHUNK_BYTES).step_by(4096) {
-            // SAFETY: within the chunk, which nobody else knows of.
-            unsafe { self.0.as_ptr().add(page).write_volatile(0) };
-        }
     }
 
     fn into_raw(self) -> *mut u8 {
@@ -302,12 +300,9 @@ impl Writer {
         let units = length.div_ceil(UNIT);
         let at = self.take(units);
         let start = self.pool.unit(at);
-        // SAFETY: these units belong to this writer alone (invariant 2), lie within one chunk (invariant 1), and
-        // nobody knows their name yet. They are initialised before a slice of them is made.
-        let bytes = unsafe {
-            start.as_ptr().write_bytes(0, units * UNIT);
-            std::slice::from_raw_parts_mut(start.as_ptr(), units * UNIT)
-        };
+        // SAFETY: these units belong to this writer alone (invariant 2), lie within one chunk (invariant 1), are
+        // initialised (invariant 4), and nobody knows their name yet.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), units * UNIT) };
         bytes[0..4].copy_from_slice(&plan.epoch.to_le_bytes());
         bytes[4..6].copy_from_slice(&(row_length as u16).to_le_bytes());
         bytes[6] = units as u8;
@@ -326,6 +321,7 @@ impl Writer {
 
     fn take(&mut self, units: usize) -> u32 {
         if let Some(at) = self.free[units].pop() {
+            self.prefetch_next(units);
             return at;
         }
         if self.exhausted & 1 << units == 0 {
@@ -345,6 +341,14 @@ impl Writer {
         let at = self.region.0;
         self.region.0 += units as u32;
         at
+    }
+
+    /// Brings freed memory near that will soon be written: it was last looked at long ago.
+    fn prefetch_next(&self, units: usize) {
+        let waiting = &self.free[units];
+        if let Some(at) = waiting.len().checked_sub(PREFETCH_FREED) {
+            self.pool.prefetch(NodeRef(waiting[at]), units.div_ceil(64 / UNIT));
+        }
     }
 
     /// Gives the rest of the region back, and takes another one.

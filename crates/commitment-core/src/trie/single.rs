@@ -188,7 +188,7 @@ struct Part<V> {
 }
 
 /// How many runs of changes each thread gets, since some take longer than others.
-const PARTS_PER_THREAD: usize = 4;
+const PARTS_PER_THREAD: usize = 2;
 
 /// How many changes are looked ahead for together: what they meet, a few nodes each, has to stay near until they come.
 const SIGHT: usize = 192;

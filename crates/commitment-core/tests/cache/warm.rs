@@ -1,4 +1,4 @@
-//! After a warm-up a block that only updates is resolved and folded without a single read of the store.
+//! After a warm-up a block that removes nothing is resolved and folded without a single read of the store.
 
 use std::{
     cell::Cell,
@@ -11,9 +11,9 @@ use std::{
 
 use alloy_primitives::{B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
 use foldgate_core::{
-    Account, AccountDelta, AccountInfo, BlockHash, BlockNumHash, BlockNumber, Cached, FoldOptions, HashedPostState,
-    Layer, MemorySnapshot, MemoryStore, NodeKey, Overlay, PageCache, StateAnchor, StateReader, TouchedAccount,
-    TouchedSlot, TrieReader, TrieStore, Warmed, fold, resolve_with,
+    Account, AccountDelta, AccountInfo, BlockHash, BlockNumHash, BlockNumber, Cached, FoldOptions, Forest,
+    HashedPostState, Layer, MemorySnapshot, MemoryStore, NodeKey, Overlay, PageCache, StateAnchor, StateReader,
+    TouchedAccount, TouchedSlot, TrieReader, TrieStore, Warmed, fold, resolve_with,
     trie::bulk::{LoadItem, StateLoad},
 };
 use foldgate_testing::conformance::world::seeded;
@@ -168,6 +168,60 @@ fn after_a_warm_up_an_update_reads_no_store() {
     }
     let stats = cache.stats();
     assert_eq!(stats.evictions, 0, "{stats:?}");
+}
+
+/// A block that adds accounts, and slots to accounts with many, a few and one of them.
+fn inserts(rng: &mut StdRng) -> (HashedPostState, Vec<TouchedAccount>) {
+    let (mut state, mut touched) = (HashedPostState::default(), Vec::new());
+    for at in ACCOUNTS..ACCOUNTS + 400 {
+        let delta = AccountDelta { balance: Some(U256::from(1)), ..AccountDelta::default() };
+        state.accounts.insert(key(at), delta);
+        touched.push(TouchedAccount { hashed_address: key(at), changed: true, slots: Vec::new() });
+    }
+    for at in (0..ACCOUNTS).step_by(50) {
+        let new = (slots(at)..slots(at) + rng.random_range(1..50)).map(key);
+        let mut new: Vec<_> = new.map(|hashed_slot| TouchedSlot { hashed_slot, changed: true }).collect();
+        new.sort_unstable_by_key(|slot| slot.hashed_slot);
+        let mut delta = AccountDelta::default();
+        delta.storage.extend(new.iter().map(|slot| (slot.hashed_slot, U256::from(7))));
+        state.accounts.insert(key(at), delta);
+        touched.push(TouchedAccount { hashed_address: key(at), changed: true, slots: new });
+    }
+    touched.sort_unstable_by_key(|account| account.hashed_address);
+    (state, touched)
+}
+
+#[test]
+fn after_a_warm_up_new_leaves_read_no_store() {
+    let mut rng = seeded();
+    let (store, reads) = (loaded(), Arc::new(AtomicUsize::new(0)));
+    let tip = store.tip().unwrap().unwrap().block;
+    for budget in [0, 64 << 20] {
+        let cache = Arc::new(PageCache::new(budget));
+        cache.reset(tip);
+        let forest = Forest::new(usize::MAX);
+        let base = Cached::new(Counted::new(&store, &reads), Arc::clone(&cache)).with_tries(forest.unloaded());
+        // Some of the ways are in memory for the second block: the first one's layer has them.
+        let (updates, updated) = block(&mut rng);
+        let first = base.for_block();
+        assert_eq!(first.warm(&updated, base.tries().as_ref(), || false), Ok(Warmed::Whole));
+        let first = Overlay::new(first, Vec::new()).unwrap();
+        let changes = resolve_with(&updates, &first, &FoldOptions::SERIAL).unwrap();
+        let outcome = fold(&first, changes, &FoldOptions::SERIAL).unwrap();
+        let tries = outcome.tries.clone();
+        let layer = Arc::new(Layer::new(tip, BlockNumHash::new(1, key(1)), outcome, None));
+        let (state, touched) = inserts(&mut rng);
+        let below = base.for_block();
+        assert_eq!(below.warm(&touched, Some(&tries), || false), Ok(Warmed::Whole));
+        let parent = Overlay::new(below, vec![Arc::clone(&layer)]).unwrap();
+        reads.store(0, Ordering::Relaxed);
+        let outcome = fold(&parent, resolve_with(&state, &parent, &FoldOptions::SERIAL).unwrap(), &FoldOptions::SERIAL);
+        assert_eq!(reads.swap(0, Ordering::Relaxed), 0, "the block read the store after its warm-up");
+        let bare = Overlay::new(base.clone(), vec![layer]).unwrap();
+        let changes = resolve_with(&state, &bare, &FoldOptions::FORCED_PARALLEL).unwrap();
+        assert_eq!(fold(&bare, changes, &FoldOptions::FORCED_PARALLEL), outcome);
+        assert!(reads.swap(0, Ordering::Relaxed) > 0, "without a warm-up there is something to read");
+    }
 }
 
 #[test]

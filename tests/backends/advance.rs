@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, convert::Infallible, num::NonZeroUsize};
 use alloy_primitives::B256;
 use foldgate::{
     TrieReader, TrieStore,
-    core::{BalStore, BlockNumHash, UnwindError, unwind},
+    core::{BalStore, BlockNumHash, StateAnchor, UnwindError, unwind},
     pipeline::{AdvanceBlock, AdvanceError, AdvanceOptions, Checkpoints, advance},
 };
 use foldgate_testing::{
@@ -44,11 +44,10 @@ fn options(checkpoints: impl IntoIterator<Item = u64>, merged_blocks: usize) -> 
     }
 }
 
-fn run<S: TrieStore>(
-    store: &S,
-    blocks: &[AdvanceBlock],
-    options: &AdvanceOptions,
-) -> (Result<foldgate::core::StateAnchor, AdvanceError<S::Error, Infallible>>, Vec<u64>) {
+type Advanced<E> = Result<StateAnchor, AdvanceError<E, Infallible>>;
+
+/// How it ended, and the checkpoints on the way.
+fn run<S: TrieStore>(store: &S, blocks: &[AdvanceBlock], options: &AdvanceOptions) -> (Advanced<S::Error>, Vec<u64>) {
     let mut checkpoints = Vec::new();
     let blocks = blocks.iter().cloned().map(Ok);
     let ended = advance(store, blocks, options, &mut |checkpoint| checkpoints.push(checkpoint.tip.block.number));

@@ -145,6 +145,10 @@ pub struct BlockReport {
     pub exec: Duration,
     /// Time in resolving and folding.
     pub fold: Duration,
+    /// Time in decoding its list and reading ahead what it names.
+    pub ahead: Duration,
+    /// Time from the end of its execution to its verdict.
+    pub confirm: Duration,
     /// Time since the verdict before it, or since the first block's arrival.
     pub wall: Duration,
 }
@@ -379,6 +383,8 @@ fn collect(
             gas_used: waiting.gas_used,
             exec: waiting.exec,
             fold: valid.timings.resolve + valid.timings.fold,
+            ahead: valid.timings.decode + valid.timings.warm_up,
+            confirm: valid.timings.confirm,
             wall: now - last,
         };
         last = now;

@@ -121,6 +121,12 @@ pub struct PipelineLine {
     pub exec_in_pipeline_ms: f64,
     /// Resolving and folding within the BAL-driven pipeline.
     pub fold_in_pipeline_ms: f64,
+    /// Decoding lists and reading ahead what they name, within the BAL-driven pipeline.
+    pub ahead_in_pipeline_ms: f64,
+    /// From the end of a block's execution to its verdict, BAL-driven: what the block costs besides its execution.
+    pub confirm_ms: f64,
+    /// The same, incremental.
+    pub confirm_incremental_ms: f64,
     /// Flushing what the BAL-driven pipeline has in memory, after each window.
     pub flush_ms: f64,
     /// Threads of the pipeline.
@@ -156,7 +162,13 @@ fn write_line(line: &PipelineLine, out: &mut dyn Write) -> std::io::Result<()> {
         line.wall_over_max,
         100.0 * line.hidden
     )?;
-    writeln!(out, "  incremental wall {incremental:.2}")
+    let confirms = [line.confirm_ms, line.confirm_incremental_ms].map(|sum| per_block(&sum));
+    writeln!(out, "  incremental wall {incremental:.2}")?;
+    writeln!(
+        out,
+        "  from execution's end to the verdict: {:.2} BAL-driven, {:.2} incremental",
+        confirms[0], confirms[1]
+    )
 }
 
 struct Measure<'a>(&'a BenchPipelineArgs);
@@ -234,7 +246,10 @@ fn measure<S: BalStore>(
                     counted.flush += begin.elapsed();
                 }
                 _ => {
-                    import(&mut incremental, &made, &progress, &mut |report| counted.incremental += report.wall)?;
+                    import(&mut incremental, &made, &progress, &mut |report| {
+                        counted.incremental += report.wall;
+                        counted.incremental_confirm += report.confirm;
+                    })?;
                     incremental.flush()?;
                 }
             }
@@ -275,6 +290,9 @@ struct Sums {
     driven: Duration,
     driven_exec: Duration,
     driven_fold: Duration,
+    driven_ahead: Duration,
+    driven_confirm: Duration,
+    incremental_confirm: Duration,
     incremental: Duration,
     flush: Duration,
     folded_ahead: u64,
@@ -287,6 +305,8 @@ impl Sums {
         self.driven += report.wall;
         self.driven_exec += report.exec;
         self.driven_fold += report.fold;
+        self.driven_ahead += report.ahead;
+        self.driven_confirm += report.confirm;
         self.gas_used += report.gas_used;
         self.folded_ahead += u64::from(report.mode == Mode::BalDriven);
     }
@@ -298,6 +318,9 @@ impl Sums {
         self.driven += other.driven;
         self.driven_exec += other.driven_exec;
         self.driven_fold += other.driven_fold;
+        self.driven_ahead += other.driven_ahead;
+        self.driven_confirm += other.driven_confirm;
+        self.incremental_confirm += other.incremental_confirm;
         self.incremental += other.incremental;
         self.flush += other.flush;
         self.folded_ahead += other.folded_ahead;
@@ -319,6 +342,9 @@ impl Sums {
             folded_ahead: self.folded_ahead,
             exec_in_pipeline_ms: milliseconds(self.driven_exec),
             fold_in_pipeline_ms: milliseconds(self.driven_fold),
+            ahead_in_pipeline_ms: milliseconds(self.driven_ahead),
+            confirm_ms: milliseconds(self.driven_confirm),
+            confirm_incremental_ms: milliseconds(self.incremental_confirm),
             flush_ms: milliseconds(self.flush),
             threads,
             mgas: self.gas_used as f64 / 1e6,

@@ -90,6 +90,9 @@ impl<R: TrieReader> Cached<R> {
         ahead: &mut Ahead,
     ) -> Result<Warmed, R::Error> {
         let mut walk = Walk::default();
+        let slots: usize = touched.iter().map(|account| account.slots.len()).sum();
+        ahead.accounts.reserve(touched.len());
+        ahead.slots.reserve(slots);
         for touched in touched.chunks(BATCH) {
             if stop() {
                 return Ok(Warmed::Stopped);

@@ -29,6 +29,7 @@ use crate::{
 
 stamp_all!([
     recorded_blocks_survive_without_a_flush,
+    the_head_goes_on_without_its_last_records,
     reorganisations_in_memory_touch_no_store,
     a_torn_log_loses_what_was_torn_and_no_more,
     canonical_blocks_are_flushed_by_number_bytes_and_time,
@@ -134,6 +135,28 @@ fn recorded_blocks_survive_without_a_flush<F: StoreFactory>(factory: &F) {
     // What is in the store is not folded again.
     let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), config(Flush::default())).unwrap();
     assert_eq!(pipeline.recovery().recovered, 0);
+}
+
+/// A kill between a block's record and that of the head that it became left linear imports on an old head for ever.
+fn the_head_goes_on_without_its_last_records<F: StoreFactory>(factory: &F) {
+    let (mut sim, blocks) = chain(27, 6);
+    let side = sim.child(&blocks[3]);
+    let (store, dir) = (load(factory.fresh(), &blocks[0]), TempDir::new().unwrap());
+    // Nothing becomes canonical here: the log has blocks, and no head.
+    let explicit = PipelineConfig { canonical: Canonical::Explicit, ..config(Flush::default()) };
+    let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), explicit).unwrap();
+    for block in blocks[1..6].iter().chain([&side]) {
+        acknowledged(&pipeline, request(block), block);
+    }
+    drop(pipeline);
+    let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), config(Flush::default())).unwrap();
+    assert_eq!(pipeline.recovery().recovered, 6);
+    known(&pipeline, &blocks[5]);
+    acknowledged(&pipeline, request(&blocks[6]), &blocks[6]);
+    assert_eq!(pipeline.flush().unwrap(), blocks[6].anchor());
+    assert_eq!(tip(&*store), 6);
+    drop(pipeline);
+    assert_state(&*store, &blocks[6]);
 }
 
 fn reorganisations_in_memory_touch_no_store<F: StoreFactory>(factory: &F) {

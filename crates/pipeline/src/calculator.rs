@@ -178,6 +178,10 @@ impl<S: TrieStore> Calculator<S> {
         for hash in in_flight {
             self.halt(&hash, Halt::Shutdown);
         }
+        // What stands on a reorganisation that is under way. If that fails, the store refuses it.
+        for layer in self.reorg.take().map(|reorg| reorg.held).unwrap_or_default() {
+            let _failed = self.orders.send(Order::Commit(layer));
+        }
     }
 
     // ---- events ----

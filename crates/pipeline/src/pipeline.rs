@@ -213,7 +213,7 @@ impl<S: TrieStore> Pipeline<S> {
     {
         let base = Self::ground(&*store, &config)?;
         let pool = Arc::new(Pool::new(config.threads, config.pin_threads).map_err(OpenError::Thread)?);
-        let recovered = pool.install(|| recover(&base, &mut log))?;
+        let recovered = pool.install(|| recover(&base, &mut log, config.canonical))?;
         let keeper = LogKeeper { log, records_per_sync: config.records_per_sync };
         let run: RunLog = Box::new(move |orders, failed| keeper.run(&orders, &*failed));
         Self::start(store, config, base, pool, &recovered, Some(run))

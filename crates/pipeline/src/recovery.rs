@@ -28,6 +28,7 @@ use foldgate_core::{
 };
 
 use crate::{
+    config::Canonical,
     counters::SkipReason,
     tree::Tree,
     verdict::{BlockTimings, ConfirmedBy, Mode, ValidBlock},
@@ -113,19 +114,25 @@ impl Recovered {
 }
 
 /// Computes again what the log holds above the snapshot's block.
-pub(crate) fn recover<R: TrieReader, L: RecordLog>(base: &Cached<R>, log: &mut L) -> Result<Recovered, RecoveryError> {
+pub(crate) fn recover<R: TrieReader, L: RecordLog>(
+    base: &Cached<R>,
+    log: &mut L,
+    canonical: Canonical,
+) -> Result<Recovered, RecoveryError> {
     let begin = Instant::now();
     let tip = base.anchor().block;
     let (mut records, mut heads, mut report) = (Vec::new(), Vec::new(), RecoveryReport::default());
+    // Heads with the number of records that stand before them.
     let replayed = log.replay(&mut |record| match record {
         Record::Block(record) if record.anchor.block.number > tip.number => records.push(record),
         Record::Block(_) => report.in_the_store += 1,
-        Record::Canonical(head) => heads.push(head),
+        Record::Canonical(head) => heads.push((records.len(), head)),
     });
     replayed.map_err(|error| RecoveryError::Log(Box::new(error)))?;
     let mut recovered = Recovered { blocks: Vec::new(), head: tip, report };
     let mut by_hash: HashMap<BlockHash, Arc<Layer>> = HashMap::new();
-    for record in records {
+    let mut positions = Vec::new();
+    for (position, record) in records.into_iter().enumerate() {
         let block = record.anchor.block;
         // A block may be judged, and recorded, more than once.
         if by_hash.contains_key(&block.hash) {
@@ -138,11 +145,21 @@ pub(crate) fn recover<R: TrieReader, L: RecordLog>(base: &Cached<R>, log: &mut L
         let valid = Arc::new(fold_again(base, layers, record)?);
         by_hash.extend(valid.layer.clone().map(|layer| (block.hash, layer)));
         recovered.blocks.push(valid);
+        positions.push(position);
     }
     // The newest head that there is: an older one is its ancestor, or a branch that was left.
-    let known =
-        |head: &&BlockNumHash| **head == tip || by_hash.get(&head.hash).is_some_and(|l| l.anchor.block == **head);
-    recovered.head = heads.iter().rev().find(known).copied().unwrap_or(tip);
+    let known = |head: &BlockNumHash| *head == tip || by_hash.get(&head.hash).is_some_and(|l| l.anchor.block == *head);
+    let newest = heads.iter().rev().find(|(_, head)| known(head)).copied();
+    let (since, head) = newest.unwrap_or((0, tip));
+    recovered.head = head;
+    if canonical == Canonical::Auto {
+        // A block and its becoming canonical are two records: the later one may be missing.
+        for (_, valid) in positions.iter().zip(&recovered.blocks).filter(|(position, _)| **position >= since) {
+            if valid.layer.as_ref().is_some_and(|layer| layer.parent == recovered.head) {
+                recovered.head = valid.block;
+            }
+        }
+    }
     recovered.report.recovered = recovered.blocks.len() as u64;
     recovered.report.took = begin.elapsed();
     Ok(recovered)

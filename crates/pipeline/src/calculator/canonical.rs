@@ -58,7 +58,11 @@ impl<S: TrieStore> Calculator<S> {
             match moved {
                 // The caller waits for the answer; if it is gone, nobody does.
                 Move::Answer(answer) => drop(reply.send(answer)),
-                Move::Await(block) => self.await_head(block, reply),
+                Move::Await(block) => {
+                    self.await_head(block, reply);
+                    // What is due of this head goes to the store, though the next one leaves its branch.
+                    self.release();
+                }
                 Move::AwaitStore(block) => self.canonical_waiters.push((block, reply)),
                 Move::Later => {}
             }
@@ -95,6 +99,8 @@ impl<S: TrieStore> Calculator<S> {
         }
         self.reorg = Some(Reorg { held: Vec::new(), left: self.backlog.head });
         self.backlog.head = block;
+        // Before the store moves: afterwards an older head might be found in its place.
+        self.record_head();
         // The committer is gone only after a failure, whose answer is on its way.
         let _failed = self.orders.send(Order::Reorganise { to, branch });
         Move::AwaitStore(block)
@@ -144,6 +150,8 @@ impl<S: TrieStore> Calculator<S> {
                 self.shadow_cache.reset(base.anchor().block);
                 (self.tree.base, self.tree.chain) = (base, chain);
                 for layer in &unwound {
+                    // One that is executed once more, though it was durable, stands no more where it stood.
+                    self.halt(&layer.anchor.block.hash, Halt::ForkLost);
                     self.tree.keep_unwound(layer);
                     self.backlog.hold(layer, None);
                 }
@@ -162,8 +170,10 @@ impl<S: TrieStore> Calculator<S> {
                 for (_, waiter) in self.canonical_waiters.drain(..) {
                     let _gone = waiter.send(Err(CanonicalError::Failed(failure.clone())));
                 }
+                self.record_head();
                 self.ask_again();
                 self.follow_heads();
+                self.release();
             }
             Err(ReorgFailure::Midway(failure)) => self.break_down(failure),
         }

@@ -126,6 +126,10 @@ impl<S: TrieStore> Calculator<S> {
             if extends {
                 self.backlog.order(LogOrder::Canonical { head: block, reply: None });
             }
+        } else if self.tree.is_durable(block) {
+            // Executed once more: the store has it. Nobody may be waiting.
+            let _unasked = acknowledge.send(Ok(()));
+            drop(permit);
         } else {
             self.backlog.hold(layer, Some(acknowledge));
             if extends {

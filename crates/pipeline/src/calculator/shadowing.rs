@@ -45,10 +45,11 @@ impl<S: TrieStore> Calculator<S> {
 
     /// The block has one source only.
     pub(super) fn drop_shadow(&self, entry: &mut Entry<S::Snapshot>) {
-        if !matches!(entry.shadow, ShadowStage::Off) {
+        let compared = matches!(entry.shadow, ShadowStage::Agrees | ShadowStage::Diverged(_));
+        if !compared && !matches!(entry.shadow, ShadowStage::Off) {
             self.counters.shadows_skipped.add();
-            entry.shadow = ShadowStage::Off;
         }
+        entry.shadow = ShadowStage::Off;
     }
 
     pub(super) fn start_shadow(&mut self, entry: &mut Entry<S::Snapshot>) {

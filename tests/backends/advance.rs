@@ -10,27 +10,16 @@ use foldgate::{
 };
 use foldgate_testing::{
     conformance::StoreFactory,
-    sim::{Sim, SimBlock, SimSize},
+    sim::{SimBlock, SimSize},
 };
 
-use crate::support::{assert_state, bal_driven, execute, load, request, start, valid};
+use crate::support::{assert_state, bal_driven, chain, execute, load, request, start, valid};
 
 stamp_all!([
     merged_folds_lead_where_single_ones_do,
     a_wrong_root_leaves_the_last_checkpoint,
     what_cannot_be_applied_is_refused,
 ]);
-
-fn chain(seed: u64, length: usize) -> Vec<SimBlock> {
-    println!("seed {seed}");
-    let mut sim = Sim::new(seed, SimSize::default());
-    let mut blocks = vec![sim.genesis()];
-    for _ in 0..length {
-        let next = sim.child(&blocks[blocks.len() - 1]);
-        blocks.push(next);
-    }
-    blocks
-}
 
 fn given(block: &SimBlock) -> AdvanceBlock {
     AdvanceBlock { facts: block.facts, bal: Some(block.raw.clone()), before_cancun: false }
@@ -79,7 +68,7 @@ fn merged_folds_lead_where_single_ones_do<F: StoreFactory>(factory: &F)
 where
     F::Store: BalStore,
 {
-    let blocks = chain(60, 30);
+    let blocks = chain(60, 30, SimSize::default()).1;
     let lists: Vec<_> = blocks[1..].iter().map(given).collect();
     let one_by_one = load(foldgate::MemoryStore::new(), &blocks[0]);
     let pipeline = bal_driven(&one_by_one);
@@ -118,7 +107,7 @@ where
 }
 
 fn a_wrong_root_leaves_the_last_checkpoint<F: StoreFactory>(factory: &F) {
-    let blocks = chain(61, 12);
+    let blocks = chain(61, 12, SimSize::default()).1;
     let mut lists: Vec<_> = blocks[1..].iter().map(given).collect();
     let wrong = B256::repeat_byte(7);
     lists[9].facts.expected_state_root = Some(wrong);
@@ -148,7 +137,7 @@ fn a_wrong_root_leaves_the_last_checkpoint<F: StoreFactory>(factory: &F) {
 }
 
 fn what_cannot_be_applied_is_refused<F: StoreFactory>(factory: &F) {
-    let blocks = chain(62, 3);
+    let blocks = chain(62, 3, SimSize::default()).1;
     let lists: Vec<_> = blocks[1..].iter().map(given).collect();
     let store = load(factory.fresh(), &blocks[0]);
     let refused = |change: &dyn Fn(&mut AdvanceBlock)| {

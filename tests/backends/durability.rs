@@ -17,14 +17,14 @@ use foldgate::{
 };
 use foldgate_testing::{
     conformance::StoreFactory,
-    sim::{Sim, SimBlock, SimSize},
+    sim::{SimBlock, SimSize},
 };
 use tempfile::TempDir;
 
 use crate::{
     faulty::FaultyStore,
     logs::{SharedLog, file_log},
-    support::{assert_state, assert_view, execute, load, request, start, valid},
+    support::{assert_state, assert_view, chain, execute, load, request, start, valid},
 };
 
 stamp_all!([
@@ -38,17 +38,6 @@ stamp_all!([
 ]);
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-fn chain(seed: u64, length: usize) -> (Sim, Vec<SimBlock>) {
-    println!("seed {seed}");
-    let mut sim = Sim::new(seed, SimSize::default());
-    let mut blocks = vec![sim.genesis()];
-    for _ in 0..length {
-        let next = sim.child(&blocks[blocks.len() - 1]);
-        blocks.push(next);
-    }
-    (sim, blocks)
-}
 
 fn background(keep_in_memory: usize, blocks: usize) -> Flush {
     let blocks = NonZeroUsize::new(blocks).unwrap();
@@ -92,7 +81,7 @@ fn known<S: TrieStore>(pipeline: &Pipeline<S>, block: &SimBlock) -> Arc<ValidBlo
 }
 
 fn recorded_blocks_survive_without_a_flush<F: StoreFactory>(factory: &F) {
-    let (mut sim, blocks) = chain(21, 13);
+    let (mut sim, blocks) = chain(21, 13, SimSize::default());
     let side = sim.child(&blocks[9]);
     let (store, dir) = (load(factory.fresh(), &blocks[0]), TempDir::new().unwrap());
     let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), config(Flush::default())).unwrap();
@@ -139,7 +128,7 @@ fn recorded_blocks_survive_without_a_flush<F: StoreFactory>(factory: &F) {
 
 /// A kill between a block's record and that of the head that it became left linear imports on an old head for ever.
 fn the_head_goes_on_without_its_last_records<F: StoreFactory>(factory: &F) {
-    let (mut sim, blocks) = chain(27, 6);
+    let (mut sim, blocks) = chain(27, 6, SimSize::default());
     let side = sim.child(&blocks[3]);
     let (store, dir) = (load(factory.fresh(), &blocks[0]), TempDir::new().unwrap());
     // Nothing becomes canonical here: the log has blocks, and no head.
@@ -160,7 +149,7 @@ fn the_head_goes_on_without_its_last_records<F: StoreFactory>(factory: &F) {
 }
 
 fn reorganisations_in_memory_touch_no_store<F: StoreFactory>(factory: &F) {
-    let (mut sim, blocks) = chain(22, 5);
+    let (mut sim, blocks) = chain(22, 5, SimSize::default());
     let mut other = vec![blocks[1].clone()];
     for _ in 0..3 {
         other.push(sim.child(&other[other.len() - 1]));
@@ -186,7 +175,7 @@ fn reorganisations_in_memory_touch_no_store<F: StoreFactory>(factory: &F) {
 }
 
 fn a_torn_log_loses_what_was_torn_and_no_more<F: StoreFactory>(factory: &F) {
-    let (_, blocks) = chain(23, 6);
+    let (_, blocks) = chain(23, 6, SimSize::default());
     let (store, dir) = (load(factory.fresh(), &blocks[0]), TempDir::new().unwrap());
     let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), config(Flush::default())).unwrap();
     for block in &blocks[1..7] {
@@ -212,7 +201,7 @@ fn a_torn_log_loses_what_was_torn_and_no_more<F: StoreFactory>(factory: &F) {
 }
 
 fn canonical_blocks_are_flushed_by_number_bytes_and_time<F: StoreFactory>(factory: &F) {
-    let (_, blocks) = chain(24, 24);
+    let (_, blocks) = chain(24, 24, SimSize::default());
     let (store, dir) = (load(factory.fresh(), &blocks[0]), TempDir::new().unwrap());
     let never = BackgroundFlush { keep_in_memory: 3, interval: Duration::MAX, bytes: usize::MAX, ..Default::default() };
     let flushes = [
@@ -242,7 +231,7 @@ fn canonical_blocks_are_flushed_by_number_bytes_and_time<F: StoreFactory>(factor
 
 /// An executor reads the parent's state all the while.
 fn what_is_read_is_the_same_before_during_and_after_a_flush<F: StoreFactory>(factory: &F) {
-    let (_, blocks) = chain(25, 12);
+    let (_, blocks) = chain(25, 12, SimSize::default());
     let (store, dir) = (load(factory.fresh(), &blocks[0]), TempDir::new().unwrap());
     let config = config(background(2, 64));
     let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), config).unwrap();
@@ -264,7 +253,7 @@ fn what_is_read_is_the_same_before_during_and_after_a_flush<F: StoreFactory>(fac
 }
 
 fn old_lists_are_pruned<F: StoreFactory>(factory: &F) {
-    let (_, blocks) = chain(26, 30);
+    let (_, blocks) = chain(26, 30, SimSize::default());
     let (store, dir) = (load(factory.fresh(), &blocks[0]), TempDir::new().unwrap());
     let config = PipelineConfig { keep_bals: Some(10), unwind_depth: 4, ..config(background(0, 1)) };
     let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), config).unwrap();
@@ -284,7 +273,7 @@ fn old_lists_are_pruned<F: StoreFactory>(factory: &F) {
 
 #[test]
 fn a_held_flush_delays_no_acknowledgement() {
-    let (_, blocks) = chain(27, 20);
+    let (_, blocks) = chain(27, 20, SimSize::default());
     let store = load(FaultyStore::new(), &blocks[0]);
     let log = SharedLog::default();
     let pipeline = Pipeline::open_with_log(Arc::clone(&store), log, config(background(0, 1))).unwrap();
@@ -300,7 +289,7 @@ fn a_held_flush_delays_no_acknowledgement() {
 
 #[test]
 fn heads_wait_for_their_record_and_for_no_flush() {
-    let (_, blocks) = chain(28, 6);
+    let (_, blocks) = chain(28, 6, SimSize::default());
     let store = load(FaultyStore::new(), &blocks[0]);
     let config = PipelineConfig { canonical: Canonical::Explicit, ..config(background(0, 1)) };
     let log = SharedLog::default();
@@ -319,7 +308,7 @@ fn heads_wait_for_their_record_and_for_no_flush() {
 /// Memory is full while the flush is held: new blocks are refused, and nobody waits in a circle.
 #[test]
 fn full_memory_refuses_blocks_until_the_flush_has_made_room() {
-    let (_, blocks) = chain(29, 12);
+    let (_, blocks) = chain(29, 12, SimSize::default());
     let store = load(FaultyStore::new(), &blocks[0]);
     let config = PipelineConfig { max_unflushed_bytes: 1, ..config(background(8, 64)) };
     let pipeline = Pipeline::open_with_log(Arc::clone(&store), SharedLog::default(), config).unwrap();
@@ -342,7 +331,7 @@ fn full_memory_refuses_blocks_until_the_flush_has_made_room() {
 
 #[test]
 fn a_log_that_fails_acknowledges_nothing_and_stops_the_pipeline() {
-    let (_, blocks) = chain(30, 4);
+    let (_, blocks) = chain(30, 4, SimSize::default());
     let store = load(MemoryStore::new(), &blocks[0]);
     let log = SharedLog::default();
     let pipeline = Pipeline::open_with_log(Arc::clone(&store), log.clone(), config(Flush::default())).unwrap();
@@ -362,7 +351,7 @@ fn a_log_that_fails_acknowledges_nothing_and_stops_the_pipeline() {
 
 #[test]
 fn records_that_lead_elsewhere_are_refused() {
-    let (_, blocks) = chain(31, 3);
+    let (_, blocks) = chain(31, 3, SimSize::default());
     let store = load(MemoryStore::new(), &blocks[0]);
     let log = SharedLog::default();
     let open = |log: &SharedLog| Pipeline::open_with_log(Arc::clone(&store), log.clone(), config(Flush::default()));
@@ -407,7 +396,7 @@ fn records_that_lead_elsewhere_are_refused() {
 /// Without a log, acknowledged means that the store has the block.
 #[test]
 fn without_a_log_blocks_are_acknowledged_by_the_store() {
-    let (mut sim, blocks) = chain(32, 3);
+    let (mut sim, blocks) = chain(32, 3, SimSize::default());
     let side = sim.child(&blocks[0]);
     let store = load(FaultyStore::new(), &blocks[0]);
     let config = PipelineConfig { unwind_depth: 0, ..config(Flush::default()) };

@@ -25,13 +25,13 @@ use foldgate::{
 };
 use foldgate_storage_mdbx::MdbxStore;
 use foldgate_storage_redb::RedbStore;
-use foldgate_testing::sim::{Sim, SimBlock, SimSize};
+use foldgate_testing::sim::{SimBlock, SimSize};
 use rand::Rng;
 use tempfile::TempDir;
 
 use crate::{
     logs::{PointedLog, PointedStore, Reached, file_log},
-    support::{assert_state, execute, load, request, start, valid},
+    support::{assert_state, chain, execute, load, request, start, valid},
 };
 
 const PLACE: &str = "FOLDGATE_KILL_PLACE";
@@ -63,14 +63,6 @@ fn a_pipeline_on_mdbx_survives_kills() {
 }
 
 /// The same chain in every process.
-fn chain() -> Vec<SimBlock> {
-    let mut sim = Sim::new(41, SimSize::default());
-    let mut blocks = vec![sim.genesis()];
-    for _ in 0..LENGTH {
-        blocks.push(sim.child(&blocks[blocks.len() - 1]));
-    }
-    blocks
-}
 
 fn config() -> PipelineConfig {
     let flush =
@@ -80,7 +72,7 @@ fn config() -> PipelineConfig {
 }
 
 fn survives_kills<S: BalStore>(test: &str, open: impl Fn(&Path) -> S) {
-    let blocks = chain();
+    let blocks = chain(41, LENGTH, SimSize::default()).1;
     if let Some(place) = env::var_os(PLACE) {
         return run_until_killed(Path::new(&place), open, &blocks);
     }

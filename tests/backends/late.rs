@@ -1,27 +1,17 @@
 //! Lists that come by themselves, after their block: in time while it executes, and late after its result.
 
 use std::{
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use alloy_primitives::B256;
 use foldgate::{
-    BlockRequest, MemoryStore, Pipeline, PipelineConfig,
+    BlockRequest, Pipeline, PipelineConfig,
     pipeline::{Mode, SkipReason},
 };
-use foldgate_testing::sim::{Sim, SimBlock, SimSize};
 
-use crate::support::{bal_driven, execute, load, request, start, valid};
-
-fn world(seed: u64) -> (Sim, SimBlock, Arc<MemoryStore>) {
-    println!("seed {seed}");
-    let mut sim = Sim::new(seed, SimSize::default());
-    let genesis = sim.genesis();
-    let store = load(MemoryStore::new(), &genesis);
-    (sim, genesis, store)
-}
+use crate::support::{bal_driven, execute, request, start, valid, world};
 
 /// A list may come by itself, as long as the block executes.
 #[test]

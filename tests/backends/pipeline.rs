@@ -15,10 +15,10 @@ use foldgate::{
 };
 use foldgate_testing::{
     conformance::StoreFactory,
-    sim::{Sim, SimBlock, SimSize},
+    sim::{Sim, SimSize},
 };
 
-use crate::support::{assert_state, assert_view, bal_driven, execute, load, request, start, valid};
+use crate::support::{assert_state, assert_view, bal_driven, chain, execute, load, request, start, valid};
 
 stamp_all!([
     a_chain_is_folded_ahead,
@@ -30,19 +30,8 @@ stamp_all!([
     the_page_cache_outlives_commits,
 ]);
 
-fn chain(seed: u64, length: usize, size: SimSize) -> Vec<SimBlock> {
-    println!("seed {seed}");
-    let mut sim = Sim::new(seed, size);
-    let mut blocks = vec![sim.genesis()];
-    for _ in 0..length {
-        let next = sim.child(&blocks[blocks.len() - 1]);
-        blocks.push(next);
-    }
-    blocks
-}
-
 fn a_chain_is_folded_ahead<F: StoreFactory>(factory: &F) {
-    let blocks = chain(1, 30, SimSize::default());
+    let blocks = chain(1, 30, SimSize::default()).1;
     let store = load(factory.fresh(), &blocks[0]);
     let pipeline = bal_driven(&store);
     for block in &blocks[1..] {
@@ -65,7 +54,7 @@ fn a_chain_is_folded_ahead<F: StoreFactory>(factory: &F) {
 }
 
 fn a_chain_is_folded_incrementally<F: StoreFactory>(factory: &F) {
-    let blocks = chain(2, 20, SimSize::default());
+    let blocks = chain(2, 20, SimSize::default()).1;
     let store = load(factory.fresh(), &blocks[0]);
     let pipeline = Pipeline::open(Arc::clone(&store), PipelineConfig::default().with_bal_driven(false)).unwrap();
     for block in &blocks[1..] {
@@ -85,7 +74,7 @@ fn a_chain_is_folded_incrementally<F: StoreFactory>(factory: &F) {
 
 /// Every list is folded twice, from the list and from the writes: root, diff and nodes are the same, byte for byte.
 fn modes_and_trees_agree_with_the_oracle<F: StoreFactory>(factory: &F) {
-    let blocks = chain(3, 40, SimSize { addresses: 200, slots: 60, touched: 60, written: 20 });
+    let blocks = chain(3, 40, SimSize { addresses: 200, slots: 60, touched: 60, written: 20 }).1;
     let other = foldgate::MemoryStore::new();
     let (store, incremental_store) = (load(factory.fresh(), &blocks[0]), load(other, &blocks[0]));
     let ahead = bal_driven(&store);
@@ -106,7 +95,7 @@ fn modes_and_trees_agree_with_the_oracle<F: StoreFactory>(factory: &F) {
 
 /// The executor finishes blocks without waiting for verdicts; all requests are made at arrival, before any execution.
 fn execution_runs_ahead_of_the_fold<F: StoreFactory>(factory: &F) {
-    let blocks = chain(4, 24, SimSize::default());
+    let blocks = chain(4, 24, SimSize::default()).1;
     let store = load(factory.fresh(), &blocks[0]);
     let pipeline = bal_driven(&store);
     let handles: Vec<_> = blocks[1..].iter().map(|block| start(&pipeline, request(block))).collect();
@@ -175,7 +164,7 @@ fn siblings_fold_from_their_own_parent<F: StoreFactory>(factory: &F) {
 }
 
 fn the_durable_state_carries_a_second_batch<F: StoreFactory>(factory: &F) {
-    let blocks = chain(6, 12, SimSize::default());
+    let blocks = chain(6, 12, SimSize::default()).1;
     let store = load(factory.fresh(), &blocks[0]);
     for batch in [&blocks[1..7], &blocks[7..13]] {
         let pipeline = bal_driven(&store);
@@ -191,7 +180,7 @@ fn the_durable_state_carries_a_second_batch<F: StoreFactory>(factory: &F) {
 
 /// Each block is durable before the next one begins, so that what is read lies in the cache or in the store.
 fn the_page_cache_outlives_commits<F: StoreFactory>(factory: &F) {
-    let blocks = chain(6, 20, SimSize::default());
+    let blocks = chain(6, 20, SimSize::default()).1;
     let store = load(factory.fresh(), &blocks[0]);
     // One store goes on from budget to budget.
     for (part, budget) in [0, 20 << 10, 64 << 20].into_iter().enumerate() {

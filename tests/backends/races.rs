@@ -11,7 +11,7 @@ use std::{
 
 use alloy_primitives::{B256, Bytes, keccak256};
 use foldgate::{
-    BlockRequest, MemoryStore, Pipeline, PipelineConfig, StateReader as _, Verdict,
+    BlockRequest, Pipeline, PipelineConfig, StateReader as _, Verdict,
     core::BlockNumHash,
     pipeline::{BeginError, Begun, BlockError, Canonical, Failure, Halt, InvalidReason, Outcome, VerdictTicket},
 };
@@ -19,7 +19,7 @@ use foldgate_testing::sim::{Sim, SimBlock, SimSize};
 
 use crate::{
     faulty::FaultyStore,
-    support::{bal_driven, execute, load, request, start, valid},
+    support::{bal_driven, execute, load, request, start, valid, world},
 };
 
 /// The outcome, which has to be there within the deadline.
@@ -44,14 +44,6 @@ fn halted(outcome: Outcome) -> Halt {
         Err(BlockError::Halted(halt)) => halt,
         other => panic!("not halted: {other:?}"),
     }
-}
-
-fn world(seed: u64) -> (Sim, SimBlock, Arc<MemoryStore>) {
-    println!("seed {seed}");
-    let mut sim = Sim::new(seed, SimSize::default());
-    let genesis = sim.genesis();
-    let store = load(MemoryStore::new(), &genesis);
-    (sim, genesis, store)
 }
 
 /// A child that changes something.

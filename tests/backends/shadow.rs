@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::{
     faulty::FaultyStore,
-    support::{assert_state, execute, honest, load, record, request, start, valid},
+    support::{assert_state, chain, execute, honest, load, record, request, start, valid},
 };
 
 stamp_all!([
@@ -38,17 +38,6 @@ fn shadowed<S: BalStore>(store: &Arc<S>, bal_driven: bool, folder: Option<&Path>
     Pipeline::open(Arc::clone(store), config).unwrap()
 }
 
-fn chain(seed: u64, length: usize) -> (Sim, Vec<SimBlock>) {
-    println!("seed {seed}");
-    let mut sim = Sim::new(seed, SimSize::default());
-    let mut blocks = vec![sim.genesis()];
-    for _ in 0..length {
-        let next = sim.child(&blocks[blocks.len() - 1]);
-        blocks.push(next);
-    }
-    (sim, blocks)
-}
-
 fn divergence(outcome: Outcome) -> Arc<Divergence> {
     match outcome {
         Err(BlockError::Failed(Failure::Divergence(divergence))) => divergence,
@@ -57,7 +46,7 @@ fn divergence(outcome: Outcome) -> Arc<Divergence> {
 }
 
 fn both_computations_agree<F: StoreFactory>(factory: &F) {
-    let (_, blocks) = chain(40, 24);
+    let (_, blocks) = chain(40, 24, SimSize::default());
     let store = load(factory.fresh(), &blocks[0]);
     // One store goes on from mode to mode.
     for (bal_driven, part) in [(true, &blocks[1..13]), (false, &blocks[13..])] {
@@ -137,7 +126,7 @@ fn block_with_a_slot(sim: &mut Sim, parent: &SimBlock) -> SimBlock {
 }
 
 fn writes_that_are_not_the_lists_fail_the_block<F: StoreFactory>(factory: &F) {
-    let (mut sim, blocks) = chain(42, 4);
+    let (mut sim, blocks) = chain(42, 4, SimSize::default());
     let folder = TempDir::new().unwrap();
     let store = load(factory.fresh(), &blocks[0]);
     let pipeline = shadowed(&store, true, Some(folder.path()));
@@ -179,7 +168,7 @@ fn writes_that_are_not_the_lists_fail_the_block<F: StoreFactory>(factory: &F) {
 
 /// The header commits to a wrong list, and the executor confirms it, but records the truth.
 fn the_shadow_of_the_list_is_reported_and_decides_nothing<F: StoreFactory>(factory: &F) {
-    let (mut sim, blocks) = chain(43, 3);
+    let (mut sim, blocks) = chain(43, 3, SimSize::default());
     let folder = TempDir::new().unwrap();
     let store = load(factory.fresh(), &blocks[0]);
     let pipeline = shadowed(&store, false, Some(folder.path()));
@@ -228,7 +217,7 @@ fn the_shadow_of_the_list_is_reported_and_decides_nothing<F: StoreFactory>(facto
 /// Where the list decides, a root that it leads to and execution does not is the machine's fault, not the block's.
 #[test]
 fn a_wrong_early_root_is_held_against_no_block_that_execution_confirms() {
-    let (mut sim, blocks) = chain(44, 1);
+    let (mut sim, blocks) = chain(44, 1, SimSize::default());
     let store = load(FaultyStore::new(), &blocks[0]);
     // An account that only has slots written: its fields come from the parent's state.
     let (block, hashed_address) = loop {
@@ -263,7 +252,7 @@ fn a_wrong_early_root_is_held_against_no_block_that_execution_confirms() {
 #[test]
 fn invalid_blocks_stay_invalid() {
     for bal_driven in [true, false] {
-        let (mut sim, blocks) = chain(45, 1);
+        let (mut sim, blocks) = chain(45, 1, SimSize::default());
         let store = load(foldgate::MemoryStore::new(), &blocks[0]);
         // Siblings, none of which is to win.
         let config = PipelineConfig { canonical: Canonical::Explicit, ..PipelineConfig::default() };
@@ -300,7 +289,7 @@ fn invalid_blocks_stay_invalid() {
 #[test]
 fn a_block_without_records_has_no_shadow() {
     for bal_driven in [true, false] {
-        let (_, blocks) = chain(46, 1);
+        let (_, blocks) = chain(46, 1, SimSize::default());
         let store = load(foldgate::MemoryStore::new(), &blocks[0]);
         let pipeline = shadowed(&store, bal_driven, None);
         let handle = start(&pipeline, request(&blocks[1]));

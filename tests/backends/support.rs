@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use alloy_primitives::{Address, B256, U256, keccak256};
 use foldgate::{
-    BlockRequest, BlockResult, Pipeline, PipelineConfig, StateReader, TrieReader, TrieStore, Verdict,
+    BlockRequest, BlockResult, MemoryStore, Pipeline, PipelineConfig, StateReader, TrieReader, TrieStore, Verdict,
     core::{BalStore, BlockAccessIndex, keys, trie::bulk::StateLoad},
     pipeline::{Begun, BlockHandle, Outcome, RebuiltBal, RecordError, ValidBlock, VerdictTicket},
 };
@@ -12,7 +12,7 @@ use foldgate_storage_mdbx::MdbxStore;
 use foldgate_storage_redb::RedbStore;
 use foldgate_testing::{
     conformance::{DurableFactory, StoreFactory},
-    sim::{SimBlock, load_items},
+    sim::{Sim, SimBlock, SimSize, load_items},
 };
 use tempfile::TempDir;
 
@@ -21,10 +21,10 @@ use tempfile::TempDir;
 pub(crate) struct InMemory;
 
 impl StoreFactory for InMemory {
-    type Store = foldgate::MemoryStore;
+    type Store = MemoryStore;
 
     fn fresh(&self) -> Self::Store {
-        foldgate::MemoryStore::new()
+        MemoryStore::new()
     }
 }
 
@@ -74,6 +74,27 @@ impl DurableFactory for OnMdbx {
         drop(store);
         self.fresh()
     }
+}
+
+/// A chain of its own from a seed, its genesis first, and what goes on with it.
+pub(crate) fn chain(seed: u64, length: usize, size: SimSize) -> (Sim, Vec<SimBlock>) {
+    println!("seed {seed}");
+    let mut sim = Sim::new(seed, size);
+    let mut blocks = vec![sim.genesis()];
+    for _ in 0..length {
+        let next = sim.child(&blocks[blocks.len() - 1]);
+        blocks.push(next);
+    }
+    (sim, blocks)
+}
+
+/// A genesis from a seed in a store in memory, and what goes on with it.
+pub(crate) fn world(seed: u64) -> (Sim, SimBlock, Arc<MemoryStore>) {
+    println!("seed {seed}");
+    let mut sim = Sim::new(seed, SimSize::default());
+    let genesis = sim.genesis();
+    let store = load(MemoryStore::new(), &genesis);
+    (sim, genesis, store)
 }
 
 /// Loads a simulated genesis.

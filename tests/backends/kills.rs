@@ -44,7 +44,7 @@ const AT_POINT: &str = "at point";
 const POINTS: [&str; 10] =
     ["append", "sync", "synced", "commit", "commit~", "committed", "snapshot", "replay", "prune", "pruned"];
 
-/// The length of the chain. A child executes at most [`BLOCKS_PER_LIFE`] blocks.
+/// The length of the chain, which is the same in every process. A child executes at most [`BLOCKS_PER_LIFE`] blocks.
 const LENGTH: usize = 48;
 const BLOCKS_PER_LIFE: usize = 14;
 
@@ -61,8 +61,6 @@ fn a_pipeline_on_mdbx_survives_kills() {
     let open = |place: &Path| MdbxStore::open(place, foldgate_storage_mdbx::Options::default()).unwrap();
     survives_kills("kills::a_pipeline_on_mdbx_survives_kills", open);
 }
-
-/// The same chain in every process.
 
 fn config() -> PipelineConfig {
     let flush =

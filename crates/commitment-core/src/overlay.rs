@@ -16,6 +16,7 @@ use crate::{
     block::{BlockHash, BlockNumHash, BlockNumber, StateAnchor},
     diff::{AccountChange, SlotChange, StateDiff},
     node::{NodeKey, TrieId},
+    sorted::{KeyIndex, Place, seek},
     store::{CommitBatch, CommittedBlock, Rows, StateReader, TrieReader, next_key, through_batch},
     trie::{FoldOutcome, Version},
 };
@@ -33,8 +34,8 @@ pub struct Layer {
     pub tries: Version,
     /// The raw access list for the sidecar.
     pub bal: Option<Bytes>,
-    /// The addresses of `diff`, in order: looked through without their accounts.
-    addresses: Vec<B256>,
+    /// The keys of `diff`.
+    index: KeyIndex,
 }
 
 /// Layers are equal if they say the same, wherever their nodes lie.
@@ -50,14 +51,45 @@ impl Layer {
     /// The layer of a block, of its fold's outcome.
     pub fn new(parent: BlockNumHash, block: BlockNumHash, outcome: FoldOutcome, bal: Option<Bytes>) -> Self {
         let FoldOutcome { computed_state_root, diff, tries } = outcome;
-        let addresses = diff.accounts.iter().map(|change| change.hashed_address).collect();
+        let mut index = KeyIndex::with_capacity(diff.accounts.len(), diff.slot_count());
+        for change in &diff.accounts {
+            index.add(&change.hashed_address, change.slots.iter().map(|slot| &slot.hashed_slot));
+        }
         let anchor = StateAnchor { block, state_root: computed_state_root };
-        Self { parent, anchor, diff, tries, bal, addresses }
+        Self { parent, anchor, diff, tries, bal, index }
     }
 
     fn account(&self, hashed_address: &B256) -> Option<&AccountChange> {
-        let at = self.addresses.binary_search(hashed_address).ok()?;
-        Some(&self.diff.accounts[at])
+        if !self.index.may_hold(hashed_address) {
+            return None;
+        }
+        let Place { at, found } = self.seek_account(0, hashed_address);
+        found.then(|| &self.diff.accounts[at])
+    }
+
+    fn slot(&self, hashed_address: &B256, hashed_slot: &B256) -> Option<U256> {
+        if !self.index.may_hold_slot(hashed_address, hashed_slot) {
+            return None;
+        }
+        let account = self.seek_account(0, hashed_address);
+        let changes = &self.diff.accounts.get(account.at).filter(|_| account.found)?.slots;
+        let Place { at, found } = seek(self.index.slots(account.at).0, 0, hashed_slot, |at| &changes[at].hashed_slot);
+        found.then(|| changes[at].new)
+    }
+
+    /// The changes of an account's slots from a key on.
+    fn slots_from(&self, hashed_address: &B256, start: &B256) -> Option<&[SlotChange]> {
+        if !self.index.may_hold(hashed_address) {
+            return None;
+        }
+        let account = self.seek_account(0, hashed_address);
+        let changes = &self.diff.accounts.get(account.at).filter(|_| account.found)?.slots;
+        let Place { at, .. } = seek(self.index.slots(account.at).0, 0, start, |at| &changes[at].hashed_slot);
+        Some(&changes[at..])
+    }
+
+    fn seek_account(&self, from: usize, hashed_address: &B256) -> Place {
+        seek(self.index.accounts(), from, hashed_address, |at| &self.diff.accounts[at].hashed_address)
     }
 
     /// The batch that commits this block alone.
@@ -224,7 +256,7 @@ impl<R: TrieReader> StateReader for Overlay<R> {
     }
 
     fn storage(&self, hashed_address: &B256, hashed_slot: &B256) -> Result<U256, Self::Error> {
-        let changed = self.newest_first().find_map(|layer| layer.account(hashed_address)?.slot(hashed_slot));
+        let changed = self.newest_first().find_map(|layer| layer.slot(hashed_address, hashed_slot));
         match changed {
             Some(value) => Ok(value),
             None => self.base.storage(hashed_address, hashed_slot),
@@ -284,8 +316,7 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
     }
 
     fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, Self::Error> {
-        let from = |layer: &Layer| layer.addresses.partition_point(|address| address < start);
-        let layers = self.newest_first().map(|layer| &layer.diff.accounts[from(layer)..]).collect();
+        let layers = self.newest_first().map(|layer| &layer.diff.accounts[layer.seek_account(0, start).at..]).collect();
         let changes = Changes {
             layers,
             key: |change: &AccountChange| change.hashed_address,
@@ -295,11 +326,7 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
     }
 
     fn slots_from(&self, hashed_address: &B256, start: &B256, limit: usize) -> Result<Vec<(B256, U256)>, Self::Error> {
-        let from = |slots: &[SlotChange]| slots.partition_point(|change| change.hashed_slot < *start);
-        let layers = self.newest_first().filter_map(|layer| {
-            let slots = &layer.account(hashed_address)?.slots;
-            Some(&slots[from(slots)..])
-        });
+        let layers = self.newest_first().filter_map(|layer| layer.slots_from(hashed_address, start));
         let changes = Changes {
             layers: layers.collect(),
             key: |change: &SlotChange| change.hashed_slot,
@@ -315,16 +342,8 @@ impl<R: TrieReader> TrieReader for Overlay<R> {
     }
 
     fn slots(&self, keys: &[(B256, B256)]) -> Result<Vec<U256>, Self::Error> {
-        // The changes of the account whose slots are asked for, newest first, are found once.
-        let mut cursors = Cursors::new(&self.layers);
-        let (mut at, mut account) = (None, Vec::new());
-        let changed = |(hashed_address, hashed_slot): &(B256, B256)| {
-            if at != Some(*hashed_address) {
-                at = Some(*hashed_address);
-                cursors.find_all(hashed_address, &mut account);
-            }
-            account.iter().find_map(|change: &&AccountChange| change.slot(hashed_slot))
-        };
+        let mut cursors = SlotCursors { accounts: Cursors::new(&self.layers), at: None, slots: Vec::new() };
+        let changed = |(hashed_address, hashed_slot): &(B256, B256)| cursors.find(hashed_address, hashed_slot);
         through_batch(keys, changed, |keys| self.base.slots(keys))
     }
 }
@@ -341,37 +360,65 @@ impl<'a> Cursors<'a> {
         Self { layers: layers.iter().rev().map(|layer| (&**layer, 0)).collect(), last: None }
     }
 
-    /// Addresses that come out of order cost a search from the beginning, no more.
-    fn begin(&mut self, hashed_address: &B256) {
+    /// The layers' changes of an account, newest first. Addresses that come out of order cost a search from the beginning,
+    /// no more.
+    fn changes(&mut self, hashed_address: &B256) -> impl Iterator<Item = (&'a Layer, usize)> {
         if self.last.replace(*hashed_address).is_some_and(|last| last > *hashed_address) {
             self.layers.iter_mut().for_each(|(_, at)| *at = 0);
         }
+        self.layers.iter_mut().filter(|(layer, _)| layer.index.may_hold(hashed_address)).filter_map(
+            |(layer, cursor)| {
+                let Place { at, found } = layer.seek_account(*cursor, hashed_address);
+                *cursor = at;
+                found.then_some((*layer, at))
+            },
+        )
     }
 
     /// The newest layer's change of an account.
     fn find(&mut self, hashed_address: &B256) -> Option<&'a AccountChange> {
-        self.begin(hashed_address);
-        self.layers.iter_mut().find_map(|(layer, at)| seek(layer, at, hashed_address))
-    }
-
-    /// Each layer's change of an account, newest first.
-    fn find_all(&mut self, hashed_address: &B256, found: &mut Vec<&'a AccountChange>) {
-        self.begin(hashed_address);
-        found.clear();
-        found.extend(self.layers.iter_mut().filter_map(|(layer, at)| seek(layer, at, hashed_address)));
+        self.changes(hashed_address).next().map(|(layer, at)| &layer.diff.accounts[at])
     }
 }
 
-/// Moves a cursor forward to an address, in steps that grow as it does not find it, and gives the change if there is one.
-fn seek<'a>(layer: &'a Layer, at: &mut usize, hashed_address: &B256) -> Option<&'a AccountChange> {
-    let rest = &layer.addresses[*at..];
-    let mut end = 1;
-    while end < rest.len() && rest[end - 1] < *hashed_address {
-        end *= 2;
+/// Looks sorted slots up in layers, in the same way.
+struct SlotCursors<'a> {
+    accounts: Cursors<'a>,
+    /// The account at which the slots' cursors are.
+    at: Option<B256>,
+    /// Its changed slots in each layer, newest first.
+    slots: Vec<SlotCursor<'a>>,
+}
+
+struct SlotCursor<'a> {
+    index: &'a KeyIndex,
+    prefixes: &'a [u64],
+    changes: &'a [SlotChange],
+    at: usize,
+}
+
+impl SlotCursors<'_> {
+    fn find(&mut self, hashed_address: &B256, hashed_slot: &B256) -> Option<U256> {
+        if self.at != Some(*hashed_address) {
+            self.at = Some(*hashed_address);
+            self.slots.clear();
+            self.slots.extend(self.accounts.changes(hashed_address).map(|(layer, at)| SlotCursor {
+                index: &layer.index,
+                prefixes: layer.index.slots(at).0,
+                changes: &layer.diff.accounts[at].slots,
+                at: 0,
+            }));
+        }
+        let perhaps = |cursor: &&mut SlotCursor<'_>| cursor.index.may_hold_slot(hashed_address, hashed_slot);
+        self.slots.iter_mut().filter(perhaps).find_map(|SlotCursor { prefixes, changes, at, .. }| {
+            let key_at = |at: usize| &changes[at].hashed_slot;
+            // Slots that come out of order cost a search from the beginning, no more.
+            let from = if *at > 0 && key_at(*at - 1) >= hashed_slot { 0 } else { *at };
+            let place = seek(prefixes, from, hashed_slot, key_at);
+            *at = place.at;
+            place.found.then(|| changes[place.at].new)
+        })
     }
-    let end = end.min(rest.len());
-    *at += rest[..end].partition_point(|address| address < hashed_address);
-    (layer.addresses.get(*at) == Some(hashed_address)).then(|| &layer.diff.accounts[*at])
 }
 
 /// The changes of several layers in order of their keys; of equal keys the newest layer's.

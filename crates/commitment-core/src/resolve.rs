@@ -17,6 +17,8 @@ use crate::{
     account::{Account, AccountInfo},
     diff::{AccountLeafChange, LeafChanges, SlotChange},
     hashed::{AccountDelta, Cleared, EmptyAccounts, HashedPostState},
+    parts,
+    sorted::sort,
     store::{TrieReader, next_key},
     trie::FoldOptions,
 };
@@ -50,8 +52,10 @@ pub fn resolve_with<R: TrieReader>(
     let accounts = if parts < 2 {
         resolve_part(&sorted, state, parent, options)?
     } else {
-        let parts = split_by_weight(&sorted, weight.div_ceil(parts));
-        let parts: Vec<_> = parts.into_par_iter().map(|part| resolve_part(part, state, parent, options)).collect();
+        // An account weighs one, and one for each of its slots.
+        let runs = parts::cut(sorted.iter().map(|(_, delta)| 1 + delta.storage.len()), parts);
+        let parts: Vec<_> =
+            runs.into_par_iter().map(|run| resolve_part(&sorted[run], state, parent, options)).collect();
         let mut accounts = Vec::with_capacity(sorted.len());
         // Of several failures the first in key order is reported, as on one thread.
         for part in parts {
@@ -89,29 +93,9 @@ fn resolve_part<R: TrieReader>(
     Ok(accounts)
 }
 
-/// Cuts accounts into runs of at least so much weight, an account's being one and its number of slots.
-fn split_by_weight<'a, 'b>(
-    sorted: &'b [(B256, &'a AccountDelta)],
-    weight: usize,
-) -> Vec<&'b [(B256, &'a AccountDelta)]> {
-    let (mut parts, mut start, mut filled) = (Vec::new(), 0, 0);
-    for (at, (_, delta)) in sorted.iter().enumerate() {
-        filled += 1 + delta.storage.len();
-        if filled >= weight {
-            parts.push(&sorted[start..=at]);
-            (start, filled) = (at + 1, 0);
-        }
-    }
-    parts.push(&sorted[start..]);
-    parts
-}
-
-/// The accounts in order of their keys, of which the first eight bytes decide nearly always.
+/// The accounts in order of their keys.
 fn sorted_accounts(state: &HashedPostState) -> Vec<(B256, &AccountDelta)> {
-    let prefix = |key: &B256| key.first_chunk().map_or(0, |prefix| u64::from_be_bytes(*prefix));
-    let mut sorted: Vec<_> = state.accounts.iter().map(|(key, delta)| (prefix(key), key, delta)).collect();
-    sorted.sort_unstable_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.cmp(b.1)));
-    sorted.into_iter().map(|(_, key, delta)| (*key, delta)).collect()
+    sort(state.accounts.iter().map(|(key, delta)| (*key, delta)), |(key, _)| key)
 }
 
 /// Resolves the changes of several blocks in order, oldest first, against the state of the first one's parent: one fold
@@ -211,8 +195,7 @@ struct Pending<'a> {
 impl<'a> Pending<'a> {
     fn new((hashed_address, delta): (B256, &'a AccountDelta), old: Option<Account>, state: &HashedPostState) -> Self {
         let new = delta.merge_info(old.map(Account::into)).filter(|info| state.keeps(info));
-        let mut listed: Vec<_> = delta.storage.iter().map(|(slot, value)| (*slot, *value)).collect();
-        listed.sort_unstable_by_key(|(hashed_slot, _)| *hashed_slot);
+        let listed = sort(delta.storage.iter().map(|(slot, value)| (*slot, *value)), |(slot, _)| slot);
         let had_storage = old.is_some_and(|account| account.storage_root != EMPTY_ROOT_HASH);
         let slots = match had_storage {
             false => SlotReads::Nothing,

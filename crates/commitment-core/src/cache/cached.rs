@@ -17,6 +17,7 @@ use crate::{
     account::{Account, AccountInfo},
     block::{BlockHash, BlockNumber, StateAnchor},
     node::NodeKey,
+    sorted::{KeyIndex, Place, seek},
     store::{StateReader, TrieReader, through_batch},
     trie,
 };
@@ -39,13 +40,97 @@ pub struct Cached<R> {
 /// What one block's warm-up brought in: looked at without a lock.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
-    pub(super) accounts: B256Map<Option<Account>>,
-    pub(super) slots: HashMap<(B256, B256), U256>,
+    /// Sorted, as they were asked for. What comes out of order is not found, which costs a read.
+    accounts: Vec<(B256, Option<Account>)>,
+    /// One account's behind the other's.
+    slots: Vec<(B256, U256)>,
+    index: KeyIndex,
     pub(super) rows: HashMap<NodeKey, Option<Bytes>>,
     /// The first account from a key on.
     pub(super) first_accounts: B256Map<Option<(B256, Account)>>,
     /// The first slot of an account from a key on.
     pub(super) first_slots: HashMap<(B256, B256), Option<(B256, U256)>>,
+}
+
+impl Ahead {
+    pub(super) fn with_capacity(accounts: usize, slots: usize) -> Self {
+        Self {
+            accounts: Vec::with_capacity(accounts),
+            slots: Vec::with_capacity(slots),
+            index: KeyIndex::with_capacity(accounts, slots),
+            ..Self::default()
+        }
+    }
+
+    /// Takes in an account, with as many of its slots as were read.
+    pub(super) fn add(
+        &mut self,
+        hashed_address: B256,
+        account: Option<Account>,
+        slots: impl Iterator<Item = (B256, U256)>,
+    ) {
+        let begin = self.slots.len();
+        self.slots.extend(slots);
+        self.accounts.push((hashed_address, account));
+        self.index.add(&hashed_address, self.slots[begin..].iter().map(|(slot, _)| slot));
+    }
+
+    fn seek(&self, from: usize, hashed_address: &B256) -> Place {
+        seek(self.index.accounts(), from, hashed_address, |at| &self.accounts[at].0)
+    }
+
+    pub(super) fn account(&self, hashed_address: &B256) -> Option<Option<Account>> {
+        AheadCursor::new(self).account(hashed_address)
+    }
+
+    pub(super) fn slot(&self, hashed_address: &B256, hashed_slot: &B256) -> Option<U256> {
+        AheadCursor::new(self).slot(hashed_address, hashed_slot)
+    }
+}
+
+/// Looks sorted keys up.
+struct AheadCursor<'a> {
+    ahead: &'a Ahead,
+    last: Option<B256>,
+    account: usize,
+    /// Among those of the account.
+    slot: usize,
+}
+
+impl<'a> AheadCursor<'a> {
+    const fn new(ahead: &'a Ahead) -> Self {
+        Self { ahead, last: None, account: 0, slot: 0 }
+    }
+
+    fn seek(&mut self, hashed_address: &B256) -> Place {
+        if self.last != Some(*hashed_address) {
+            if self.last.replace(*hashed_address).is_some_and(|last| last > *hashed_address) {
+                self.account = 0;
+            }
+            self.slot = 0;
+        }
+        let place = self.ahead.seek(self.account, hashed_address);
+        self.account = place.at;
+        place
+    }
+
+    fn account(&mut self, hashed_address: &B256) -> Option<Option<Account>> {
+        let Place { at, found } = self.seek(hashed_address);
+        found.then(|| self.ahead.accounts[at].1)
+    }
+
+    fn slot(&mut self, hashed_address: &B256, hashed_slot: &B256) -> Option<U256> {
+        let account = self.seek(hashed_address);
+        if !account.found {
+            return None;
+        }
+        let (prefixes, begin) = self.ahead.index.slots(account.at);
+        let slots = &self.ahead.slots[begin..][..prefixes.len()];
+        let from = if self.slot > 0 && slots[self.slot - 1].0 >= *hashed_slot { 0 } else { self.slot };
+        let Place { at, found } = seek(prefixes, from, hashed_slot, |at| &slots[at].0);
+        self.slot = at;
+        found.then(|| slots[at].1)
+    }
 }
 
 impl<R: TrieReader> Cached<R> {
@@ -101,12 +186,10 @@ impl<R: TrieReader> Cached<R> {
     fn all<K: Copy, V: Record + Default>(
         &self,
         keys: &[K],
-        ahead: impl Fn(&Ahead, &K) -> Option<V>,
+        mut ahead: impl FnMut(&K) -> Option<V>,
         name: impl Fn(&K) -> Key,
         read: impl FnOnce(&R, &[K]) -> Result<Vec<V>, R::Error>,
     ) -> Result<Vec<V>, R::Error> {
-        let brought = self.ahead.get();
-        let ahead = |key: &K| brought.and_then(|brought| ahead(brought, key));
         let Some(version) = self.version else {
             return through_batch(keys, ahead, |keys| read(&self.snapshot, keys));
         };
@@ -127,7 +210,7 @@ impl<R: TrieReader> StateReader for Cached<R> {
     }
 
     fn storage(&self, hashed_address: &B256, hashed_slot: &B256) -> Result<U256, Self::Error> {
-        let ahead = |ahead: &Ahead| ahead.slots.get(&(*hashed_address, *hashed_slot)).copied();
+        let ahead = |ahead: &Ahead| ahead.slot(hashed_address, hashed_slot);
         self.one(ahead, Key::slot(hashed_address, hashed_slot), |snapshot| {
             snapshot.storage(hashed_address, hashed_slot)
         })
@@ -163,7 +246,7 @@ impl<R: TrieReader> TrieReader for Cached<R> {
     }
 
     fn account(&self, hashed_address: &B256) -> Result<Option<Account>, Self::Error> {
-        let ahead = |ahead: &Ahead| ahead.accounts.get(hashed_address).copied();
+        let ahead = |ahead: &Ahead| ahead.account(hashed_address);
         self.one(ahead, Key::account(hashed_address), |snapshot| snapshot.account(hashed_address))
     }
 
@@ -188,17 +271,20 @@ impl<R: TrieReader> TrieReader for Cached<R> {
     }
 
     fn accounts(&self, hashed_addresses: &[B256]) -> Result<Vec<Option<Account>>, Self::Error> {
-        let ahead = |ahead: &Ahead, key: &B256| ahead.accounts.get(key).copied();
+        let mut cursor = self.ahead.get().map(AheadCursor::new);
+        let ahead = |key: &B256| cursor.as_mut()?.account(key);
         self.all(hashed_addresses, ahead, Key::account, |snapshot, keys| snapshot.accounts(keys))
     }
 
     fn slots(&self, keys: &[(B256, B256)]) -> Result<Vec<U256>, Self::Error> {
-        let ahead = |ahead: &Ahead, key: &(B256, B256)| ahead.slots.get(key).copied();
+        let mut cursor = self.ahead.get().map(AheadCursor::new);
+        let ahead = |(address, slot): &(B256, B256)| cursor.as_mut()?.slot(address, slot);
         self.all(keys, ahead, |(address, slot)| Key::slot(address, slot), |snapshot, keys| snapshot.slots(keys))
     }
 
     fn nodes(&self, keys: &[NodeKey]) -> Result<Vec<Option<Bytes>>, Self::Error> {
-        let ahead = |ahead: &Ahead, key: &NodeKey| ahead.rows.get(key).cloned();
+        let brought = self.ahead.get();
+        let ahead = |key: &NodeKey| brought?.rows.get(key).cloned();
         self.all(keys, ahead, Key::row, |snapshot, keys| snapshot.nodes(keys))
     }
 }

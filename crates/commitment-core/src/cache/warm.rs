@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use alloy_primitives::{B256, Bytes, U256};
+use alloy_primitives::{B256, Bytes};
 use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 
 use super::{Cached, cached::Ahead};
@@ -75,7 +75,8 @@ impl<R: TrieReader> Cached<R> {
         tries: Option<&Version>,
         stop: impl Fn() -> bool,
     ) -> Result<Warmed, R::Error> {
-        let mut ahead = Ahead::default();
+        let slots = touched.iter().map(|account| account.slots.len()).sum();
+        let mut ahead = Ahead::with_capacity(touched.len(), slots);
         let warmed = self.bring_in(touched, tries, &stop, &mut ahead);
         // A reader is warmed once; a second time would change nothing.
         let _first = self.ahead.set(ahead);
@@ -90,28 +91,29 @@ impl<R: TrieReader> Cached<R> {
         ahead: &mut Ahead,
     ) -> Result<Warmed, R::Error> {
         let mut walk = Walk::default();
-        let slots: usize = touched.iter().map(|account| account.slots.len()).sum();
-        ahead.accounts.reserve(touched.len());
-        ahead.slots.reserve(slots);
         for touched in touched.chunks(BATCH) {
             if stop() {
                 return Ok(Warmed::Stopped);
             }
             let keys: Vec<_> = touched.iter().map(|account| account.hashed_address).collect();
             let accounts = self.accounts(&keys)?;
-            let mut slots = Vec::new();
-            for (touched, account) in touched.iter().zip(&accounts) {
-                ahead.accounts.insert(touched.hashed_address, *account);
-                walk.add(touched, account.as_ref());
-                if has_storage(account.as_ref()) {
-                    slots.extend(touched.slots.iter().map(|slot| (touched.hashed_address, slot.hashed_slot)));
-                }
-            }
+            let listed = touched.iter().zip(&accounts).filter(|(_, account)| has_storage(account.as_ref()));
+            let slots = listed
+                .flat_map(|(touched, _)| touched.slots.iter().map(|slot| (touched.hashed_address, slot.hashed_slot)));
+            let slots: Vec<_> = slots.collect();
+            let mut values = Vec::with_capacity(slots.len());
             for slots in slots.chunks(BATCH) {
                 if stop() {
                     return Ok(Warmed::Stopped);
                 }
-                ahead.slots.extend(slots.iter().copied().zip(self.slots(slots)?));
+                values.append(&mut self.slots(slots)?);
+            }
+            let mut values = values.into_iter();
+            for (touched, account) in touched.iter().zip(accounts) {
+                walk.add(touched, account.as_ref());
+                let read = if has_storage(account.as_ref()) { touched.slots.as_slice() } else { &[] };
+                let slots = read.iter().map(|slot| slot.hashed_slot).zip(&mut values);
+                ahead.add(touched.hashed_address, account, slots);
             }
         }
         walk.run(self, tries, stop, ahead)
@@ -248,8 +250,8 @@ impl Walk {
     /// Notes a slot that holds a leaf, if one of the keys that lead there is new.
     fn meet(&mut self, trie: TrieId, slot: &Path, keys: Range<usize>, ahead: &Ahead) {
         let is_new = |key: &B256| match &trie {
-            TrieId::Accounts => matches!(ahead.accounts.get(key), Some(None)),
-            TrieId::Storage(hashed_address) => ahead.slots.get(&(*hashed_address, *key)).is_some_and(U256::is_zero),
+            TrieId::Accounts => matches!(ahead.account(key), Some(None)),
+            TrieId::Storage(hashed_address) => ahead.slot(hashed_address, key).is_some_and(|value| value.is_zero()),
         };
         if self.keys(trie)[keys].iter().any(|key| slot.covers(key) && is_new(key)) {
             self.met.push((trie, *slot.first_key()));

@@ -76,6 +76,7 @@ use crate::{
     account::Account,
     diff::{AccountChange, AccountLeafChange, LeafChanges, StateDiff},
     node::{NodeKey, TrieId, TrieUpdates},
+    parts,
     store::TrieReader,
 };
 
@@ -332,9 +333,10 @@ impl Fold<'_> {
         if !self.options.parallel || slots < self.options.parallel_slots {
             return self.storage_part(parent, accounts);
         }
-        // A few parts for each thread: tries differ in what they have to read.
-        let parts = split_by_slots(accounts, slots.div_ceil(4 * rayon::current_num_threads()));
-        let parts: Vec<_> = parts.into_par_iter().map(|part| self.storage_part(parent, part)).collect();
+        // A few parts for each thread, many small tries in each: tries differ in what they have to read. A large one is
+        // shared out to threads itself.
+        let runs = parts::cut(accounts.iter().map(|account| account.slots.len()), 4 * rayon::current_num_threads());
+        let parts: Vec<_> = runs.into_par_iter().map(|run| self.storage_part(parent, &accounts[run])).collect();
         let tops = Vec::with_capacity(accounts.len());
         let mut all = StorageFold { tops, lists: Lists::new(self.before.forest()), gone: Vec::new() };
         // Of several failures the first in key order is reported, as a serial fold would.
@@ -383,22 +385,6 @@ impl Fold<'_> {
             .map(|node| node.map(|node| StorageTop { root: arena.root(node), node: arena.node_ref(node) }));
         Ok(StorageFold { tops: tops.collect(), lists, gone })
     }
-}
-
-/// Cuts accounts into runs of about `slots` changed slots each, so that many small tries make one part. A large trie is
-/// a part's only one, or its last, and is shared out to threads itself.
-fn split_by_slots(accounts: &[AccountLeafChange], slots: usize) -> Vec<&[AccountLeafChange]> {
-    let mut parts = Vec::new();
-    let (mut start, mut filled) = (0, 0);
-    for (at, account) in accounts.iter().enumerate() {
-        filled += account.slots.len();
-        if filled >= slots.max(1) {
-            parts.push(&accounts[start..=at]);
-            (start, filled) = (at + 1, 0);
-        }
-    }
-    parts.push(&accounts[start..]);
-    parts
 }
 
 /// The account trie of a reader's block.

@@ -49,7 +49,10 @@ use super::{
     pool::{NodeRef, Pool},
     row::{ChildKind, Masks, RowHead},
 };
-use crate::node::{NodeKey, TrieId};
+use crate::{
+    node::{NodeKey, TrieId},
+    parts,
+};
 
 /// What the fold of one trie reads. A clone reads the same trie; threads work on clones.
 pub trait TrieSource: Clone + Send + Sync {
@@ -535,22 +538,9 @@ impl<'a, S: TrieSource> Descent<'a, S> {
 
 /// Cuts jobs into runs of about as many changes each, a few for each thread: what a run holds is hashed together.
 fn share_out<S: TrieSource>(jobs: Vec<Job<'_, S>>) -> Vec<Vec<Job<'_, S>>> {
-    let changes: usize = jobs.iter().map(|(.., group)| group.len()).sum();
-    let share = changes.div_ceil(PARTS_PER_THREAD * rayon::current_num_threads());
-    let mut parts = Vec::new();
-    let (mut part, mut filled) = (Vec::new(), 0);
-    for job in jobs {
-        filled += job.2.len();
-        part.push(job);
-        if filled >= share {
-            parts.push(std::mem::take(&mut part));
-            filled = 0;
-        }
-    }
-    if !part.is_empty() {
-        parts.push(part);
-    }
-    parts
+    let runs = parts::cut(jobs.iter().map(|(.., group)| group.len()), PARTS_PER_THREAD * rayon::current_num_threads());
+    let mut jobs = jobs.into_iter();
+    runs.into_iter().map(|run| jobs.by_ref().take(run.len()).collect()).collect()
 }
 
 /// The root of the trie whose topmost row is this.

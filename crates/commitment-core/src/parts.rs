@@ -30,7 +30,7 @@ mod tests {
         // The middles of the light ones lie in the first and the last quarter, that of the heavy one in the third.
         let whale = cut([10, 10, 1000, 10, 10].into_iter(), 4);
         assert_eq!(whale, [0..2, 2..3, 3..5]);
-        assert_eq!(cut([0, 0, 0].into_iter(), 2), [0..3]);
+        assert!(cut([0, 0, 0].into_iter(), 2).into_iter().flatten().eq(0..3));
         assert_eq!(cut([5, 0].into_iter(), 2), [0..1, 1..2]);
         assert_eq!(cut([].into_iter(), 3), []);
     }

@@ -202,6 +202,15 @@ impl<R: TrieReader> Cached<R> {
     }
 }
 
+impl<R: TrieReader> Cached<R> {
+    /// Rows for a fold that is to come: taken from the cache where they are there, and not put there. The fold leaves
+    /// their successors in memory.
+    pub(super) fn rows_for_fold(&self, keys: &[NodeKey]) -> Result<Vec<Option<Bytes>>, R::Error> {
+        let cached = |key: &NodeKey| self.cache.get(self.version?, &Key::row(key), Option::<Bytes>::from_value);
+        through_batch(keys, cached, |keys| self.snapshot.nodes(keys))
+    }
+}
+
 impl<R: TrieReader> StateReader for Cached<R> {
     type Error = R::Error;
 

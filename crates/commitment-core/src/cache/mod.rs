@@ -45,7 +45,7 @@ use self::{
     table::{Key, Table, Value},
     versions::{Version, Versions},
 };
-use crate::{block::BlockNumHash, store::Rows};
+use crate::{account::Account, block::BlockNumHash, store::Rows};
 
 /// What a cache did and holds. The figures are statistics: two of them need not fit each other while it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,6 +72,24 @@ struct Tally {
 
 const TALLIES: usize = 16;
 
+/// What a step writes, before it is known whether the cache has the key.
+enum New<'a> {
+    Account(Option<Account>),
+    Slot(U256),
+    Bytes(Option<&'a Bytes>),
+}
+
+impl From<New<'_>> for Value {
+    fn from(new: New<'_>) -> Self {
+        match new {
+            New::Account(account) => Self::Account(account.map(Arc::new)),
+            New::Slot(value) => Self::Slot(value),
+            // It may be a piece of a large buffer: it gets its own.
+            New::Bytes(bytes) => Self::Bytes(bytes.map(|bytes| Bytes::copy_from_slice(bytes))),
+        }
+    }
+}
+
 /// The cache. See the module's documentation.
 #[derive(Debug)]
 pub struct PageCache {
@@ -91,13 +109,10 @@ impl PageCache {
     /// cache was told of last, it is a [`Self::reset`].
     pub fn advance(&self, parent: BlockNumHash, tip: BlockNumHash, rows: &Rows) {
         let Some(versions) = &self.versions else { return };
-        // A changed row may be a piece of a large buffer: it gets its own.
-        let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
-        let accounts = rows.accounts.iter();
-        let accounts = accounts.map(|(key, value)| (Key::account(key), Value::Account(value.map(Arc::new))));
-        let slots = rows.slots.iter().map(|((address, slot), value)| (Key::slot(address, slot), Value::Slot(*value)));
-        let nodes = rows.nodes.iter().map(|(key, row)| (Key::row(key), Value::Bytes(row.as_ref().map(own))));
-        let codes = rows.codes.iter().map(|(hash, code)| (Key::code(hash), Value::Bytes(Some(own(code)))));
+        let accounts = rows.accounts.iter().map(|(key, account)| (Key::account(key), New::Account(*account)));
+        let slots = rows.slots.iter().map(|((address, slot), value)| (Key::slot(address, slot), New::Slot(*value)));
+        let nodes = rows.nodes.iter().map(|(key, row)| (Key::row(key), New::Bytes(row.as_ref())));
+        let codes = rows.codes.iter().map(|(hash, code)| (Key::code(hash), New::Bytes(Some(code))));
         versions.advance(&parent, tip, accounts.chain(slots).chain(nodes).chain(codes));
     }
 

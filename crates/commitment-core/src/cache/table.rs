@@ -209,6 +209,10 @@ impl Index for Table {
         self.entries.get(key)
     }
 
+    fn holds(&self, key: &Key) -> bool {
+        self.entries.contains_key(key)
+    }
+
     fn put(&self, key: Key, entry: Dated<Value>) {
         let mut evicted = 0;
         self.entries.insert_with_lifecycle(key, entry, &mut evicted);

@@ -53,6 +53,9 @@ pub(crate) trait Index {
     /// What is found of the entry.
     fn get(&self, key: &Self::Key) -> Option<Dated<Self::Value>>;
 
+    /// Whether there is an entry.
+    fn holds(&self, key: &Self::Key) -> bool;
+
     /// Puts an entry, in the place of the one that there is.
     fn put(&self, key: Self::Key, entry: Dated<Self::Value>);
 
@@ -122,12 +125,18 @@ impl<A: PartialEq, I: Index> Versions<A, I> {
 
     /// Steps from block `from` to `to`; `changed` gives each key whose value differs, with its new value. Where `from` is
     /// not the newest block known, it is a reset. Says whether it was not.
-    pub(crate) fn advance(&self, from: &A, to: A, changed: impl Iterator<Item = (I::Key, I::Value)>) -> bool {
+    pub(crate) fn advance(
+        &self,
+        from: &A,
+        to: A,
+        changed: impl Iterator<Item = (I::Key, impl Into<I::Value>)>,
+    ) -> bool {
         let _steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
         let (leads_on, version) = self.begin_step(Some(from));
         if leads_on {
-            for (key, value) in changed {
-                self.index.replace(key, Dated { since: version, value });
+            // Nobody puts anything meanwhile: what is not there stays so, and its value need not be made.
+            for (key, value) in changed.filter(|(key, _)| self.index.holds(key)) {
+                self.index.replace(key, Dated { since: version, value: value.into() });
             }
         } else {
             self.index.clear();

@@ -175,6 +175,7 @@ impl Walk {
         if let Some(tries) = tries {
             tries.forest().reserve(self.accounts.len() + self.slots.len());
         }
+        let kept_by_fold = tries.is_some_and(|tries| tries.forest().has_room());
         let mut level = match tries {
             Some(tries) => {
                 let mut level = Vec::new();
@@ -190,7 +191,8 @@ impl Walk {
                     return Ok(Warmed::Stopped);
                 }
                 let keys: Vec<_> = fronts.iter().map(|front| front.key).collect();
-                for (front, row) in fronts.iter().zip(side_by_side(reader.nodes(&keys)?)) {
+                let rows = if kept_by_fold { reader.rows_for_fold(&keys)? } else { reader.nodes(&keys)? };
+                for (front, row) in fronts.iter().zip(side_by_side(rows)) {
                     // A row that is malformed ends the path here. The fold will say so.
                     let head = row.as_ref().and_then(|row| RowHead::decode(row, front.key.path.len()).ok());
                     let sole = row.is_none() && front.key.path.is_empty();

@@ -197,6 +197,11 @@ impl Forest {
         self.shared.pool.used_bytes()
     }
 
+    /// Whether what a fold writes now stays: nodes take less than their budget.
+    pub fn has_room(&self) -> bool {
+        self.shared.pool.used_bytes() < self.shared.budget
+    }
+
     /// Gets memory for the fold of so many changed leaves ahead of it, so that the fold need not wait for the system.
     pub fn reserve(&self, leaves: usize) {
         self.shared.pool.reserve(leaves * BYTES_PER_LEAF);

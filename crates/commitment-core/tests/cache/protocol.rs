@@ -38,6 +38,10 @@ impl Index for Slots {
         *self.0[key].lock().unwrap() = Some(entry);
     }
 
+    fn holds(&self, key: &usize) -> bool {
+        self.get(key).is_some()
+    }
+
     fn replace(&self, key: usize, entry: Dated<usize>) {
         let mut slot = self.0[key].lock().unwrap();
         if slot.is_some() {

@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("foldgate-pipeline", &["foldgate-core", "foldgate-bal"]),
     ("foldgate-evm", &["foldgate-core", "foldgate-bal", "foldgate-pipeline"]),
     ("foldgate-testing", &["foldgate-core", "foldgate-bal"]),
-    ("foldgate-bench", &["foldgate-core", "foldgate-keccak"]),
+    ("foldgate-bench", &["foldgate-core", "foldgate-keccak", "foldgate-record-log"]),
     (
         "foldgate",
         &[

@@ -81,7 +81,25 @@ pub trait Contender {
         false
     }
 
-    /// Writes to the disk what is not there yet.
+    /// Makes the last block survive a kill of the process, without writing the whole of it to the store: what that takes
+    /// after [`Contender::advance`]. `None` where there is no such way.
+    ///
+    /// # Errors
+    /// If the contender fails.
+    fn acknowledge(&mut self) -> Result<Option<Cost>, AnyError> {
+        Ok(None)
+    }
+
+    /// Ends the flush that runs beside, if there is one, and begins the next one on a thread of its own: blocks go on
+    /// meanwhile. Gives what ended; its CPU time is the thread's. A contender that cannot flushes at once.
+    ///
+    /// # Errors
+    /// If the contender fails.
+    fn flush_beside(&mut self) -> Result<Flushed, AnyError> {
+        self.flush()
+    }
+
+    /// Writes to the disk what is not there yet, and waits for it.
     ///
     /// # Errors
     /// If the contender fails.

@@ -14,23 +14,31 @@
 
 mod rows;
 
-use std::{collections::BTreeMap, convert::Infallible, fs, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fs,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
 
 use alloy_primitives::{B256, U256};
 use foldgate_core::{
-    BlockNumHash, Cached, FoldOptions, Forest, Layer, Overlay, PageCache, StateAnchor, TouchedAccount, TouchedSlot,
-    TrieReader, TrieStore,
+    BlockNumHash, BlockRecord, Cached, FoldOptions, Forest, Layer, Overlay, PageCache, Record, RecordLog, Redo,
+    StateAnchor, TouchedAccount, TouchedSlot, TrieReader, TrieStore,
     affinity::keep_on_processor,
     fold, resolve_with,
     trie::{DEFAULT_NODE_BYTES, bulk::StateLoad},
 };
+use foldgate_record_log::{FileLog, Options};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use tempfile::TempDir;
 
 use self::rows::fewest_permutations;
 use crate::{
     contender::{Advanced, AnyError, BenchError, Contender, Flushed},
-    measure::timed,
+    measure::{Cost, timed, timed_alone},
     workload::{Block, Scenario},
 };
 
@@ -72,8 +80,19 @@ struct Chain<S: TrieStore> {
     base: Cached<S::Snapshot>,
     /// What the view has over the snapshot, oldest first.
     layers: Vec<Arc<Layer>>,
-    store: S,
+    flushing: Option<Flushing<S>>,
+    log: Option<FileLog>,
+    store: Arc<S>,
 }
+
+/// A flush that runs beside.
+struct Flushing<S: TrieStore> {
+    thread: JoinHandle<Result<Ended<S>, AnyError>>,
+    blocks: usize,
+}
+
+/// What stands after a flush.
+type Ended<S> = (Option<Cached<<S as TrieStore>::Snapshot>>, Cost);
 
 impl<S: TrieStore> Chain<S> {
     /// Stands on the store's tip, with nothing cached.
@@ -87,7 +106,8 @@ impl<S: TrieStore> Chain<S> {
 
     fn over(base: Cached<S::Snapshot>, store: S) -> Result<Self, AnyError> {
         let view = Overlay::new(base.clone(), Vec::new())?;
-        Ok(Self { view, parent_view: None, base, layers: Vec::new(), store })
+        let (layers, store) = (Vec::new(), Arc::new(store));
+        Ok(Self { view, parent_view: None, base, layers, flushing: None, log: None, store })
     }
 
     /// The layer of a block on top of the view.
@@ -97,22 +117,86 @@ impl<S: TrieStore> Chain<S> {
         Ok(Layer::new(view.anchor().block, name_of(block.number), outcome, None))
     }
 
-    fn flush(self) -> Result<(Self, Flushed), AnyError> {
-        let Self { view, parent_view, base, layers, store } = self;
-        let (next, cost) = timed(|| {
-            let Some(batch) = Layer::merged_batch(&layers)? else { return Ok(None) };
-            store.commit(&batch)?;
-            let snapshot = store.snapshot()?;
-            base.cache().advance(batch.parent, snapshot.anchor().block, &batch.rows);
-            Ok::<_, AnyError>(Some(Cached::new(snapshot, Arc::clone(base.cache()))))
+    /// Writes layers to the store. Gives the base that has them, with the newest layer's tries.
+    fn write(
+        store: &S,
+        base: &Cached<S::Snapshot>,
+        layers: &[Arc<Layer>],
+    ) -> Result<Option<Cached<S::Snapshot>>, AnyError> {
+        let (Some(batch), Some(newest)) = (Layer::merged_batch(layers)?, layers.last()) else { return Ok(None) };
+        store.commit(&batch)?;
+        let snapshot = store.snapshot()?;
+        base.cache().advance(batch.parent, snapshot.anchor().block, &batch.rows);
+        Ok(Some(Cached::new(snapshot, Arc::clone(base.cache())).with_tries(newest.tries.clone())))
+    }
+
+    fn begin_flush(&mut self) {
+        let (store, base, layers) = (Arc::clone(&self.store), self.base.clone(), self.layers.clone());
+        let blocks = layers.len();
+        let thread = thread::spawn(move || {
+            let (ended, cost) = timed_alone(|| Self::write(&store, &base, &layers));
+            Ok((ended?, cost))
         });
-        let tries = view.tries();
-        let next = match (next?, tries) {
-            (Some(next), Some(tries)) => next.with_tries(tries),
-            _ => base,
+        self.flushing = Some(Flushing { thread, blocks });
+    }
+
+    /// Waits for the flush that runs beside.
+    fn end_flush(&mut self) -> Result<Flushed, AnyError> {
+        let Some(Flushing { thread, blocks }) = self.flushing.take() else { return Ok(Flushed::default()) };
+        let (ended, cost) = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        self.stand_on(ended, blocks)?;
+        Ok(Flushed { blocks: blocks as u64, cost })
+    }
+
+    /// Puts the view over a new base, which has the oldest of its layers.
+    fn stand_on(&mut self, base: Option<Cached<S::Snapshot>>, blocks: usize) -> Result<(), AnyError> {
+        let Some(base) = base else { return Ok(()) };
+        self.layers.drain(..blocks);
+        self.parent_view = None;
+        self.view = Overlay::new(base.clone(), self.layers.clone())?;
+        self.base = base;
+        if let Some(log) = &mut self.log {
+            log.prune(self.base.anchor().block.number)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<Flushed, AnyError> {
+        let before = self.end_flush()?;
+        let blocks = self.layers.len();
+        let (ended, cost) = timed(|| Self::write(&self.store, &self.base, &self.layers));
+        self.stand_on(ended?, blocks)?;
+        let (wall, cpu) = (before.cost.wall + cost.wall, before.cost.cpu + cost.cpu);
+        Ok(Flushed { blocks: before.blocks + blocks as u64, cost: Cost { wall, cpu, ..cost } })
+    }
+
+    /// Makes a durable record of the last block, as a pipeline does: its leaves, since it has no list, and that it is the
+    /// head.
+    fn acknowledge(&mut self, folder: &Path) -> Result<Option<Cost>, AnyError> {
+        let Some(layer) = self.layers.last() else { return Ok(None) };
+        let log = match &mut self.log {
+            Some(log) => log,
+            none => none.insert(FileLog::open(folder, Options::DEFAULT)?),
         };
-        drop((view, parent_view));
-        Ok((Self::over(next, store)?, Flushed { blocks: layers.len() as u64, cost }))
+        let (done, cost) = timed(|| {
+            let redo = Redo::Diff { diff: layer.diff.forward(), bal: None };
+            let record = BlockRecord { parent_hash: layer.parent.hash, anchor: layer.anchor, redo };
+            log.append(&Record::Block(record))?;
+            log.append(&Record::Canonical(layer.anchor.block))?;
+            log.sync()
+        });
+        done?;
+        Ok(Some(cost))
+    }
+}
+
+impl<S: TrieStore> Drop for Chain<S> {
+    /// The store's files may go as soon as this has ended.
+    fn drop(&mut self) {
+        if let Some(Flushing { thread, .. }) = self.flushing.take() {
+            // Whoever drops it does not want to know any more how it ended.
+            drop(thread.join());
+        }
     }
 }
 
@@ -259,19 +343,28 @@ impl<S: Stores> Contender for Foldgate<S> {
         Ok(Some(fewest_permutations(parent, &layer.diff, &layer.tries.updates(&layer.diff))?))
     }
 
+    fn acknowledge(&mut self) -> Result<Option<Cost>, AnyError> {
+        self.chain.as_mut().ok_or(Closed)?.acknowledge(&self.directory.path().join("log"))
+    }
+
+    fn flush_beside(&mut self) -> Result<Flushed, AnyError> {
+        let chain = self.chain.as_mut().ok_or(Closed)?;
+        let ended = chain.end_flush()?;
+        chain.begin_flush();
+        Ok(ended)
+    }
+
     fn flush(&mut self) -> Result<Flushed, AnyError> {
-        let (chain, flushed) = self.chain.take().ok_or(Closed)?.flush()?;
-        self.chain = Some(chain);
-        Ok(flushed)
+        self.chain.as_mut().ok_or(Closed)?.flush()
     }
 
     fn drop_caches(&mut self) -> Result<bool, AnyError> {
-        let (mut chain, _) = self.chain.take().ok_or(Closed)?.flush()?;
+        let chain = self.chain.as_mut().ok_or(Closed)?;
+        chain.flush()?;
         if self.stores.is_durable() {
-            drop(chain);
-            chain = Chain::new(self.stores.open(self.directory.path())?)?;
+            self.chain = None;
+            self.chain = Some(Chain::new(self.stores.open(self.directory.path())?)?);
         }
-        self.chain = Some(chain);
         Ok(true)
     }
 }

@@ -1,14 +1,14 @@
 //! The race: block by block, all contenders one after the other.
 //!
 //! Blocks are measured in turn with and without the warm-up before them (`gate` and `total`), and every few blocks what
-//! came up is flushed. So the caches before a block are what the last blocks left, and nothing is measured twice. In the
+//! came up is flushed, between blocks or beside them. So the caches before a block are what the last blocks left, and nothing is measured twice. In the
 //! end come blocks of which each finds the process's caches empty (`cold`).
 //!
 //! Invariants:
 //! 1. Every block is taken by every contender, each once; who begins changes from block to block.
 //! 2. Roots are compared and memory is looked at outside of what is measured.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use alloy_primitives::B256;
 use foldgate_keccak::count_permutations;
@@ -39,6 +39,9 @@ pub struct Plan {
     pub cold_blocks: u32,
     /// How many blocks are flushed at once.
     pub merged_blocks: u32,
+    /// Whether flushes run beside the blocks that follow, instead of between blocks. Contenders would disturb each other:
+    /// it is for one.
+    pub flush_beside: bool,
     /// How often roots are held to the ledger's.
     pub checks: u32,
 }
@@ -49,7 +52,7 @@ impl Plan {
     pub fn new(scenario: &Scenario, blocks: u32) -> Self {
         let leaves = scenario.accounts() + scenario.slots();
         let checks = if leaves > LARGE { 3 } else { 8 };
-        Self { blocks, cold_blocks: blocks.div_ceil(10), merged_blocks: MERGED_BLOCKS, checks }
+        Self { blocks, cold_blocks: blocks.div_ceil(10), merged_blocks: MERGED_BLOCKS, flush_beside: false, checks }
     }
 
     /// How many blocks there are in all.
@@ -83,6 +86,8 @@ enum Phase {
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) gate: Vec<Cost>,
+    /// `gate`, and until the block is acknowledged.
+    pub(crate) acknowledged: Vec<Duration>,
     pub(crate) total: Vec<Cost>,
     pub(crate) cold: Vec<Cost>,
     pub(crate) flush: Cost,
@@ -134,7 +139,11 @@ impl Entry {
                     figures.gate.push(advanced.cost);
                     figures.total.push(advanced.cost);
                 }
-                Phase::Gate => figures.gate.push(advanced.cost),
+                Phase::Gate => {
+                    figures.gate.push(advanced.cost);
+                    let acknowledged = contender.acknowledge()?.map(|cost| advanced.cost.wall + cost.wall);
+                    figures.acknowledged.extend(acknowledged);
+                }
                 Phase::Total => figures.total.push(advanced.cost),
                 Phase::Cold if dropped => figures.cold.push(advanced.cost),
                 Phase::Cold => {}
@@ -143,9 +152,9 @@ impl Entry {
         })
     }
 
-    fn flush(&mut self, block: u64) -> Result<(), BenchError> {
+    fn flush(&mut self, block: u64, beside: bool) -> Result<(), BenchError> {
         self.work(block, |contender, figures| {
-            let flushed = contender.flush()?;
+            let flushed = if beside { contender.flush_beside() } else { contender.flush() }?;
             figures.flushed += flushed.blocks;
             figures.flush.wall += flushed.cost.wall;
             figures.flush.cpu += flushed.cost.cpu;
@@ -258,7 +267,7 @@ pub fn race(
             fewest.extend(count.transpose()?.flatten());
         }
         if phase != Phase::Cold && (step + 1).is_multiple_of(plan.merged_blocks.max(1).into()) {
-            entries.iter_mut().try_for_each(|entry| entry.flush(block.number))?;
+            entries.iter_mut().try_for_each(|entry| entry.flush(block.number, plan.flush_beside))?;
         }
         on_block();
     }

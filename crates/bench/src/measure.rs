@@ -33,9 +33,21 @@ pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Cost) {
     (done, Cost { wall, cpu, permutations: permutations_counted() - permutations })
 }
 
+/// Does `work` and measures it, with the CPU time of this thread alone.
+pub fn timed_alone<T>(work: impl FnOnce() -> T) -> (T, Cost) {
+    let (cpu, start) = (time_of(ClockId::ThreadCPUTime), Instant::now());
+    let done = work();
+    let wall = start.elapsed();
+    (done, Cost { wall, cpu: time_of(ClockId::ThreadCPUTime).saturating_sub(cpu), permutations: 0 })
+}
+
 /// The CPU time of this process so far.
 fn cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time_of(ClockId::ProcessCPUTime)
+}
+
+fn time_of(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 

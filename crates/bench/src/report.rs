@@ -28,6 +28,10 @@ pub struct Line {
     pub gate_ms_min: Option<f64>,
     /// With the warm-up done: the median.
     pub gate_ms_median: Option<f64>,
+    /// `gate`, and until the block survives a kill of the process: the fastest block. Nothing where there is no log.
+    pub acknowledged_ms_min: Option<f64>,
+    /// The same: the median.
+    pub acknowledged_ms_median: Option<f64>,
     /// With the caches as the last blocks left them: the fastest block.
     pub total_ms_min: Option<f64>,
     /// With the caches as the last blocks left them: the median.
@@ -64,6 +68,8 @@ pub struct Line {
     pub cold_blocks: usize,
     /// How many blocks each flush merged.
     pub merged_blocks: u32,
+    /// Whether flushes ran beside the blocks that were measured.
+    pub flush_beside: bool,
     /// The state's accounts at first.
     pub accounts: u64,
     /// The state's slots at first.
@@ -109,6 +115,8 @@ impl Line {
             blocks: figures.gate.len(),
             gate_ms_min: fastest(&figures.gate),
             gate_ms_median: gate,
+            acknowledged_ms_min: figures.acknowledged.iter().min().copied().map(milliseconds).map(rounded),
+            acknowledged_ms_median: median(figures.acknowledged.iter().copied()).map(milliseconds).map(rounded),
             total_ms_min: fastest(&figures.total),
             total_ms_median: of(&figures.total, |cost| cost.wall),
             cold_ms_median: of(&figures.cold, |cost| cost.wall),
@@ -127,6 +135,7 @@ impl Line {
             flush_ms: each(figures.flush.wall),
             cold_blocks: figures.cold.len(),
             merged_blocks: plan.merged_blocks,
+            flush_beside: plan.flush_beside,
             accounts: scenario.accounts(),
             slots: scenario.slots(),
             scalar_permutation_ns: rounded(permutation.scalar_ns),
@@ -150,14 +159,15 @@ pub fn write_table(lines: &[Line], out: &mut dyn Write) -> io::Result<()> {
     if let (Some(fewest), Some(floor)) = (line.permutations_min, line.floor_ms) {
         writeln!(out, "a block needs {fewest} permutations at least: {floor:.3} ms by the kernel on one thread")?;
     }
-    let columns = ["gate min", "median", "total min", "median", "cold", "cpu", "flush cpu"];
+    let columns = ["gate min", "median", "ackn.", "total min", "median", "cold", "cpu", "flush cpu"];
     write!(out, "{:22} {:7} {:>3} {:>6}", "ms per block", "", "thr", "blocks")?;
     columns.iter().try_for_each(|column| write!(out, " {column:>9}"))?;
     writeln!(out, " {:>9} {:>7} {:>8} {:>6} {:>6}", "permut.", "floors", "pe", "MB", "roots")?;
     for line in lines {
         write!(out, "{:22} {:7} {:3} {:6}", line.name, line.backend, line.threads, line.blocks)?;
-        let gate = [line.gate_ms_min, line.gate_ms_median, line.total_ms_min, line.total_ms_median];
-        for figure in gate.into_iter().chain([line.cold_ms_median, line.cpu_ms, line.flush_cpu_ms]) {
+        let gate = [line.gate_ms_min, line.gate_ms_median, line.acknowledged_ms_median];
+        let total = [line.total_ms_min, line.total_ms_median];
+        for figure in gate.into_iter().chain(total).chain([line.cold_ms_median, line.cpu_ms, line.flush_cpu_ms]) {
             write!(out, " {:>9}", shown(figure, 3))?;
         }
         let permutations = line.permutations.map_or_else(|| "-".to_owned(), |count| count.to_string());

@@ -72,7 +72,7 @@ impl Stores for Mdbx {
     }
 }
 
-const PLAN: Plan = Plan { blocks: 6, cold_blocks: 2, merged_blocks: 3, checks: 4 };
+const PLAN: Plan = Plan { blocks: 6, cold_blocks: 2, merged_blocks: 3, flush_beside: false, checks: 4 };
 
 #[test]
 fn every_workload_on_every_backend() {
@@ -100,6 +100,9 @@ fn every_workload_on_every_backend() {
                 assert!(hashed > fewest / 2 && hashed < 2 * fewest, "{workload}: {hashed} of {fewest}");
                 assert!(line.gate_ms_min <= line.gate_ms_median && line.total_ms_min <= line.total_ms_median);
                 assert!(line.cold_ms_median.unwrap() > 0.0 && line.flush_cpu_ms.unwrap() > 0.0);
+                assert!(
+                    line.acknowledged_ms_min > line.gate_ms_min && line.acknowledged_ms_median > line.gate_ms_median
+                );
                 assert!(line.pe.unwrap() > 0.0 && line.floor_ratio.unwrap() > 0.0);
             }
             assert!(lines.iter().all(|line| line.roots_checked > 0));
@@ -107,6 +110,21 @@ fn every_workload_on_every_backend() {
             write_table(&lines, &mut table).unwrap();
             assert_eq!(String::from_utf8(table).unwrap().lines().count(), 4 + lines.len());
         }
+    }
+}
+
+#[test]
+fn blocks_go_on_beside_a_flush() {
+    let place = tempfile::tempdir().unwrap();
+    let scenario = Scenario::new(Workload::W1, Draw::Uniform, Scale::one_in(500));
+    let plan = Plan { blocks: 9, flush_beside: true, checks: 9, ..PLAN };
+    let mut lineup = Lineup::default();
+    lineup.enter_foldgate(&Redb, &[2], &scenario, place.path()).unwrap();
+    lineup.enter_foldgate(&Mdbx, &[1], &scenario, place.path()).unwrap();
+    for line in race(&scenario, lineup, &plan, || {}).unwrap() {
+        assert!(line.flush_beside);
+        assert_eq!((line.roots_checked, line.blocks, line.cold_blocks), (9, 9, 2));
+        assert!(line.flush_cpu_ms.unwrap() > 0.0);
     }
 }
 

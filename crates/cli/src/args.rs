@@ -139,6 +139,10 @@ pub struct BenchFoldArgs {
     /// How many blocks are flushed to the store at once.
     #[arg(long, value_name = "N", default_value_t = MERGED_BLOCKS, value_parser = value_parser!(u32).range(1..=1024))]
     pub merged_blocks: u32,
+    /// Flush on a thread beside the blocks that follow, instead of between blocks: for one backend and one number of
+    /// threads at a time.
+    #[arg(long)]
+    pub flush_beside: bool,
     /// Where stores are made. Without it, where temporary files go.
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,

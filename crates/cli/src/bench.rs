@@ -80,7 +80,8 @@ fn run(args: &BenchFoldArgs, scenario: &Scenario) -> Result<Vec<Line>, CliError>
         lineup.enter_peers(scenario)?;
     }
     let blocks = args.blocks.unwrap_or(scenario.workload().default_blocks());
-    let plan = Plan { merged_blocks: args.merged_blocks.min(blocks.max(1)), ..Plan::new(scenario, blocks) };
+    let merged_blocks = args.merged_blocks.min(blocks.max(1));
+    let plan = Plan { merged_blocks, flush_beside: args.flush_beside, ..Plan::new(scenario, blocks) };
     let progress = Progress::blocks(plan.steps(), args.json);
     let lines = race(scenario, lineup, &plan, || progress.step_block());
     progress.finish();

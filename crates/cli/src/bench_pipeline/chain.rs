@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `m60` | the shape of mainnet's at 60 Mgas: 230 transactions, 170 of them to contracts of a few slots each; half of the gas limit used |
 //! | `m1g` | sixteen of these in one |
-//! | `sstore` | 150 transactions that write 30 slots each of 50 contracts with 20,000 slots: storing takes about as long as folding |
+//! | `sstore` | 150 transactions that write 30 slots each of 50 contracts with 20,000 slots: executing takes about as long as folding what it writes |
 //!
 //! All contracts have the same code: it writes some slots, reads others, and hashes for as long as it is told.
 
@@ -106,7 +106,7 @@ impl Shape {
         contracts: 50,
         slots: 20_000,
         payments: 0,
-        turns: 0,
+        turns: 60,
         writes: Writes::Exactly(30),
     };
 }

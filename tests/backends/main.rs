@@ -27,6 +27,7 @@ macro_rules! stamp_all {
 mod advance;
 mod differential;
 mod durability;
+mod engine;
 mod faulty;
 mod judgement;
 mod kills;

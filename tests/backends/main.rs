@@ -38,6 +38,7 @@ mod pipeline;
 mod races;
 mod reorgs;
 mod shadow;
+mod soak;
 mod storm;
 mod support;
 mod what_if;

@@ -233,16 +233,30 @@ impl<'a> World<'a> {
         block == 0 || self.fates[block].as_deref() == Some("valid")
     }
 
-    /// No gate is open too early.
+    /// Whether the block's executor may read: every ancestor in flight has ended, and its list is no riddle any more.
+    fn may_read(&self, block: usize) -> bool {
+        let mut at = self.script.line(block).parent;
+        while !self.is_valid(at) {
+            let in_flight = self.shared[at].is_some() && self.fates[at].is_none();
+            let is_pending = self.pending.iter().any(|(pending, _)| *pending == Happens::Prepared(at));
+            if !in_flight || is_pending || self.left.contains(&Happens::End(at)) {
+                return false;
+            }
+            at = self.script.line(at).parent;
+        }
+        !self.pending.iter().any(|(pending, _)| matches!(pending, Happens::Way(_)))
+    }
+
+    /// No gate is open too early, and no state gate too late.
     fn check_gates(&self, order: &[Happens]) {
         for (block, shared) in self.shared.iter().enumerate() {
             let Some(shared) = shared else { continue };
             let parent = self.script.line(block).parent;
+            let is_open = shared.gate.is_open();
             let ended = self.is_valid(parent) || !self.left.contains(&Happens::End(parent));
-            assert!(
-                ended || !shared.gate.is_open(),
-                "the state gate of {block} opens to what was not executed: {order:?}"
-            );
+            assert!(ended || !is_open, "the state gate of {block} opens to what was not executed: {order:?}");
+            let waits = self.fates[block].is_none() && self.may_read(block);
+            assert!(is_open || !waits, "the state gate of {block} stays shut: {order:?}");
             let folded = self.pending.iter().any(|(pending, _)| *pending == Happens::Folded(block));
             assert!(self.is_valid(parent) || !folded, "{block} is folded over what was not judged: {order:?}");
         }
@@ -269,7 +283,8 @@ impl<'a> World<'a> {
         assert_eq!(self.calculator.backlog.head, tip.block, "{order:?}");
         self.check_maps(head, order);
         self.calculator.shut_down();
-        assert_eq!(self.calculator.holdings().in_flight, 0);
+        let holdings = self.calculator.holdings();
+        assert_eq!((holdings.in_flight, holdings.orphans), (0, 0), "{order:?}");
         for (block, ticket) in self.tickets.iter().enumerate() {
             let held = self.fates[block].as_deref() == Some("held");
             assert_eq!(ticket.as_ref().and_then(VerdictTicket::try_wait).is_some(), held);

@@ -59,7 +59,7 @@ const MAX_GROWTH_BYTES: usize = 4 << 20;
 const MAX_GROWTH_BYTES_OF_A_SHORT_RUN: usize = 16 << 20;
 const SHORT_RUN: u64 = 10_000;
 /// The log's folder: records down to `UNWIND_DEPTH` below the tip, of all branches there, in whole segments.
-const MAX_LOG_BYTES: u64 = 1 << 20;
+const MAX_LOG_BYTES: u64 = 320 << 10;
 const SEGMENT_BYTES: u64 = 64 << 10;
 /// Blocks in memory: the branches that left the chain within `UNWIND_DEPTH` of the tip, few of which are long.
 const MAX_COMMITTED: usize = 4 * UNWIND_DEPTH as usize;

@@ -48,6 +48,8 @@ fn nothing_grows_on_mdbx() {
 
 const CHILD: &str = "FOLDGATE_SOAK_CHILD";
 const SIZE: SimSize = SimSize { addresses: 24, slots: 8, touched: 8, written: 4 };
+/// One round in so many is a reorganisation of at least half of the greatest depth.
+const DEEP_EVERY: u64 = 100;
 /// The deepest reorganisation. The head is at most so many blocks above the durable tip that it stays in reach.
 const DEEPEST: usize = 64;
 const UNWIND_DEPTH: u64 = 72;
@@ -101,6 +103,7 @@ struct Soak<S: BalStore> {
     judged: u64,
     /// Runs whose first fold was seen to begin before any execution.
     ran_ahead: u64,
+    rounds: u64,
     moves: u64,
     deepest: usize,
 }
@@ -150,7 +153,8 @@ impl<S: BalStore> Soak<S> {
         let file_log = FileLog::open(log.path(), options).unwrap();
         let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log, config).unwrap();
         let chain = VecDeque::from([Arc::new(genesis)]);
-        Self { sim, dice: Dice(seed), store, pipeline, log, chain, judged: 0, ran_ahead: 0, moves: 0, deepest: 0 }
+        let dice = Dice(seed);
+        Self { sim, dice, store, pipeline, log, chain, judged: 0, ran_ahead: 0, rounds: 0, moves: 0, deepest: 0 }
     }
 
     fn head(&self) -> Arc<SimBlock> {
@@ -175,7 +179,12 @@ impl<S: BalStore> Soak<S> {
 
     fn round(&mut self) {
         let head = self.head();
-        match self.dice.roll(100) {
+        self.rounds += 1;
+        if self.rounds.is_multiple_of(DEEP_EVERY) {
+            let depth = DEEPEST - self.dice.roll(DEEPEST as u64 / 2) as usize;
+            return self.reorganise(depth);
+        }
+        match self.dice.roll(99) {
             0..45 => {
                 let length = 1 + self.dice.roll(6) as usize;
                 let run = self.branch(&head, length);
@@ -186,12 +195,8 @@ impl<S: BalStore> Soak<S> {
             55..65 => self.wrong(&head),
             65..75 => self.cancelled(&head),
             75..80 => self.orphans_first(&head),
-            80..99 => {
-                let depth = 1 + self.dice.roll(8) as usize;
-                self.reorganise(depth);
-            }
             _ => {
-                let depth = DEEPEST - self.dice.roll(DEEPEST as u64 / 2) as usize;
+                let depth = 1 + self.dice.roll(8) as usize;
                 self.reorganise(depth);
             }
         }
@@ -397,7 +402,7 @@ impl<S: BalStore> Soak<S> {
         assert!(counters.cancelled > 0 && counters.invalid > 0 && counters.bals_dropped > 0, "{counters:?}");
         assert!(counters.skipped(SkipReason::NoBal) > 0 && counters.store_commits < counters.commits, "{counters:?}");
         assert_eq!(counters.failed, 0);
-        assert!(self.judged < 1000 || self.deepest > DEEPEST / 2, "no reorganisation was deep");
+        assert!(self.rounds < 2 * DEEP_EVERY || self.deepest > DEEPEST / 2, "no reorganisation was deep");
     }
 }
 

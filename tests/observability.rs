@@ -12,9 +12,10 @@ use std::{
 };
 
 use foldgate::{
-    BlockRequest, BlockResult, MemoryStore, Pipeline, PipelineConfig, TrieStore, Verdict,
+    BlockRequest, BlockResult, FileLog, MemoryStore, Pipeline, PipelineConfig, TrieStore, Verdict,
     core::{BlockAccessIndex, trie::bulk::StateLoad},
     pipeline::{Begun, BlockError, Failure, RebuiltBal, SkipReason},
+    record_log,
 };
 use foldgate_testing::sim::{Sim, SimBlock, SimSize, load_items};
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
@@ -155,7 +156,9 @@ fn everything_is_told_by_its_documented_name() {
     let items = load_items(&genesis.state).into_iter().map(Ok::<_, std::convert::Infallible>);
     store.load(StateLoad::new(items, genesis.facts.block)).unwrap();
     let config = PipelineConfig::default().with_bal_driven(true).with_shadow(true);
-    let pipeline = Pipeline::open(store, config).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let log = FileLog::open(folder.path(), record_log::Options::default()).unwrap();
+    let pipeline = Pipeline::open_with_log(store, log, config).unwrap();
     let mut parent = genesis;
     // Three blocks with their lists, one without.
     for listed in [true, true, true, false] {

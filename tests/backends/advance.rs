@@ -75,6 +75,7 @@ where
     for block in &blocks[1..] {
         valid(execute(start(&pipeline, request(block)), block).wait());
     }
+    pipeline.flush().unwrap();
     drop(pipeline);
     let store = load(factory.fresh(), &blocks[0]);
     // Pieces that end within a checkpoint's blocks, at it, and with it.

@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use crate::{
     faulty::FaultyStore,
     logs::{SharedLog, file_log},
-    support::{assert_state, assert_view, chain, execute, load, request, start, valid},
+    support::{assert_state, assert_view, chain, execute, load, open_synchronous, request, start, valid},
 };
 
 stamp_all!([
@@ -225,7 +225,7 @@ fn canonical_blocks_are_flushed_by_number_bytes_and_time<F: StoreFactory>(factor
     }
     assert_state(&*store, &blocks[24]);
     // By number: five together, then three. The store was opened without a record more.
-    let pipeline = Pipeline::open(Arc::clone(&store), config(Flush::default())).unwrap();
+    let pipeline = open_synchronous(&store, config(Flush::default()));
     assert_eq!(pipeline.recovery().recovered, 0);
 }
 
@@ -400,7 +400,7 @@ fn without_a_log_blocks_are_acknowledged_by_the_store() {
     let side = sim.child(&blocks[0]);
     let store = load(FaultyStore::new(), &blocks[0]);
     let config = PipelineConfig { unwind_depth: 0, ..config(Flush::default()) };
-    let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
+    let pipeline = open_synchronous(&store, config);
     let held = store.switches.commits_wait.lock().unwrap();
     let ticket = execute(start(&pipeline, request(&blocks[1])), &blocks[1]);
     let acknowledgement = ticket.acknowledgement();

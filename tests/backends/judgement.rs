@@ -20,7 +20,9 @@ use foldgate_testing::sim::{Sim, SimBlock, SimSize};
 
 use crate::{
     faulty::FaultyStore,
-    support::{assert_state, assert_view, bal_driven, execute, honest, load, record, request, start, valid},
+    logs::SharedLog,
+    races::settled,
+    support::{assert_state, assert_view, bal_driven, execute, honest, load, open, record, request, start, valid},
 };
 
 struct World {
@@ -76,7 +78,7 @@ fn a_payload_with_another_hash_is_invalid_in_every_mode() {
         let mut world = world(10);
         let block = world.child(&world.genesis.clone());
         let config = PipelineConfig::default().with_bal_driven(on);
-        let pipeline = Pipeline::open(Arc::clone(&world.store), config).unwrap();
+        let pipeline = open(&world.store, config);
         let other = Bytes::from_static(&[0xc0]);
         let handle = start(&pipeline, BlockRequest::new(block.facts).with_bal(other));
         match invalid(execute(handle, &block).wait()) {
@@ -172,7 +174,7 @@ fn find_reason_reports_both_the_early_root_and_what_execution_found() {
         on_early_mismatch: OnEarlyMismatch::FindReason,
         ..PipelineConfig::default().with_bal_driven(true)
     };
-    let pipeline = Pipeline::open(Arc::clone(&world.store), config).unwrap();
+    let pipeline = open(&world.store, config);
     let mut handle = start(&pipeline, request(&liar));
     // Long enough for the fold to end: execution must not be stopped by it.
     thread::sleep(Duration::from_millis(30));
@@ -352,7 +354,7 @@ fn an_invalid_block_takes_its_descendants_with_it_and_no_other() {
     let child = world.child(&parent);
     let grandchild = world.child(&child);
     let config = PipelineConfig { canonical: Canonical::Explicit, ..PipelineConfig::default().with_bal_driven(true) };
-    let pipeline = Pipeline::open(Arc::clone(&world.store), config).unwrap();
+    let pipeline = open(&world.store, config);
     let handle = start(&pipeline, request(&parent));
     let beside = start(&pipeline, request(&sibling));
     let waiting = start(&pipeline, request(&child));
@@ -397,7 +399,7 @@ fn a_dropped_handle_cancels_and_the_block_may_begin_again() {
     valid(execute(start(&pipeline, request(&child)), &child).wait());
     pipeline.flush().unwrap();
     assert_eq!(pipeline.counters().cancelled, 2);
-    assert_eq!(pipeline.in_flight(), 0);
+    settled(&pipeline);
 }
 
 #[test]
@@ -419,7 +421,7 @@ fn blocks_of_unknown_parents_are_held_within_bounds() {
     let mut world = world(24);
     let genesis = world.genesis.clone();
     let config = PipelineConfig { max_orphans: 2, unwind_depth: 0, ..PipelineConfig::default().with_bal_driven(true) };
-    let pipeline = Pipeline::open(Arc::clone(&world.store), config).unwrap();
+    let pipeline = open(&world.store, config);
     let parents: Vec<_> = (0..3).map(|_| world.child(&genesis)).collect();
     let children: Vec<_> = parents.iter().map(|parent| world.child(parent)).collect();
     let mut handles: Vec<_> = children.iter().map(|child| start(&pipeline, request(child))).collect();
@@ -441,7 +443,7 @@ fn too_many_blocks_are_refused_as_busy() {
     let mut parent = world.genesis.clone();
     let max_in_flight = std::num::NonZeroUsize::new(2).unwrap();
     let config = PipelineConfig { max_in_flight, ..PipelineConfig::default().with_bal_driven(true) };
-    let pipeline = Pipeline::open(Arc::clone(&world.store), config).unwrap();
+    let pipeline = open(&world.store, config);
     let mut handles = Vec::new();
     for _ in 0..2 {
         let block = world.child(&parent);
@@ -486,7 +488,7 @@ fn a_failed_read_is_never_a_verdict() {
         block = sim.child(&genesis);
     }
     let config = PipelineConfig { warm_up: false, ..PipelineConfig::default().with_bal_driven(false) };
-    let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
+    let pipeline = open(&store, config);
     let handle = start(&pipeline, request(&block));
     let view = handle.parent_state();
     store.switches.reads_fail.store(true, Ordering::SeqCst);
@@ -541,7 +543,8 @@ fn verdicts_wait_for_no_commit_and_commits_gather_blocks() {
     pipeline.flush().unwrap();
     let counters = pipeline.counters();
     assert_eq!((counters.commits, counters.folds_ahead), (10, 10));
-    assert!(counters.store_commits <= 2, "what was at the gate when the others came, and the others together");
+    // What was at the gate when the others came, the others together, and the newest, which stay in memory until then.
+    assert!(counters.store_commits <= 3, "{counters:?}");
     drop(pipeline);
     assert_eq!(store.tip().unwrap().unwrap(), parent.anchor());
     assert_state(&*store, &parent);
@@ -567,7 +570,8 @@ fn shutdown_stops_what_is_in_flight() {
 #[test]
 fn an_empty_store_is_no_start() {
     let store = Arc::new(foldgate::MemoryStore::new());
-    assert!(Pipeline::open(store, PipelineConfig::default()).is_err());
+    assert!(Pipeline::open(Arc::clone(&store), PipelineConfig::default()).is_err());
+    assert!(Pipeline::open_with_log(store, SharedLog::default(), PipelineConfig::default()).is_err());
 }
 
 #[test]

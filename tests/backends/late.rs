@@ -7,11 +7,11 @@ use std::{
 
 use alloy_primitives::B256;
 use foldgate::{
-    BlockRequest, Pipeline, PipelineConfig,
+    BlockRequest, PipelineConfig,
     pipeline::{Mode, SkipReason},
 };
 
-use crate::support::{bal_driven, execute, request, start, valid, world};
+use crate::support::{bal_driven, execute, open, request, start, valid, world};
 
 /// A list may come by itself, as long as the block executes.
 #[test]
@@ -20,7 +20,7 @@ fn a_list_is_supplied_while_the_block_executes() {
         let (mut sim, genesis, store) = world(31);
         let block = sim.child(&genesis);
         let config = PipelineConfig::default().with_bal_driven(true).with_shadow(shadow);
-        let pipeline = Pipeline::open(store, config).unwrap();
+        let pipeline = open(&store, config);
         let handle = start(&pipeline, BlockRequest::new(block.facts));
         pipeline.supply_bal(block.facts.block.hash, block.raw.clone());
         let deadline = Instant::now() + Duration::from_secs(60);

@@ -27,6 +27,7 @@ macro_rules! stamp_all {
 mod advance;
 mod differential;
 mod durability;
+mod engine;
 mod faulty;
 mod judgement;
 mod kills;
@@ -37,6 +38,7 @@ mod pipeline;
 mod races;
 mod reorgs;
 mod shadow;
+mod soak;
 mod storm;
 mod support;
 mod what_if;

@@ -4,13 +4,12 @@
 
 use std::{
     num::NonZeroUsize,
-    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use foldgate::{
-    BlockRequest, Pipeline, PipelineConfig, TrieStore,
+    BlockRequest, PipelineConfig, TrieStore,
     pipeline::{BeginError, Canonical, CanonicalError, ConfirmedBy, Mode, SkipReason},
 };
 use foldgate_testing::{
@@ -18,7 +17,12 @@ use foldgate_testing::{
     sim::{Sim, SimSize},
 };
 
-use crate::support::{assert_state, assert_view, bal_driven, chain, execute, load, request, start, valid};
+use crate::{
+    races::settled,
+    support::{
+        assert_state, assert_view, bal_driven, chain, execute, load, open, open_synchronous, request, start, valid,
+    },
+};
 
 stamp_all!([
     a_chain_is_folded_ahead,
@@ -48,7 +52,7 @@ fn a_chain_is_folded_ahead<F: StoreFactory>(factory: &F) {
     assert_eq!(counters.gates_opened_from_durable + counters.gates_opened_from_memory, 30);
     assert!(counters.gates_opened_from_durable >= 1, "the first block's gate is open from the durable state");
     assert!(counters.skips.iter().all(|(_, count)| *count == 0));
-    assert_eq!(pipeline.in_flight(), 0);
+    settled(&pipeline);
     drop(pipeline);
     assert_state(&*store, &blocks[30]);
 }
@@ -56,7 +60,7 @@ fn a_chain_is_folded_ahead<F: StoreFactory>(factory: &F) {
 fn a_chain_is_folded_incrementally<F: StoreFactory>(factory: &F) {
     let blocks = chain(2, 20, SimSize::default()).1;
     let store = load(factory.fresh(), &blocks[0]);
-    let pipeline = Pipeline::open(Arc::clone(&store), PipelineConfig::default().with_bal_driven(false)).unwrap();
+    let pipeline = open(&store, PipelineConfig::default().with_bal_driven(false));
     for block in &blocks[1..] {
         let handle = start(&pipeline, request(block));
         let verdict = valid(execute(handle, block).wait());
@@ -79,7 +83,7 @@ fn modes_and_trees_agree_with_the_oracle<F: StoreFactory>(factory: &F) {
     let (store, incremental_store) = (load(factory.fresh(), &blocks[0]), load(other, &blocks[0]));
     let ahead = bal_driven(&store);
     let serial = PipelineConfig { threads: NonZeroUsize::MIN, ..PipelineConfig::default().with_bal_driven(false) };
-    let incremental = Pipeline::open(Arc::clone(&incremental_store), serial).unwrap();
+    let incremental = open(&incremental_store, serial);
     for block in &blocks[1..] {
         let folded_ahead = valid(execute(start(&ahead, request(block)), block).wait());
         let reference = valid(execute(start(&incremental, BlockRequest::new(block.facts)), block).wait());
@@ -133,7 +137,7 @@ fn siblings_fold_from_their_own_parent<F: StoreFactory>(factory: &F) {
         unwind_depth: 0,
         ..PipelineConfig::default()
     };
-    let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
+    let pipeline = open(&store, config);
     // A tree: three children of the genesis, each with two children, each with one.
     let mut generation = vec![genesis];
     let mut all = Vec::new();
@@ -152,6 +156,7 @@ fn siblings_fold_from_their_own_parent<F: StoreFactory>(factory: &F) {
     assert_eq!(store.tip().unwrap().unwrap().block.number, 0, "nothing is durable before a head is named");
     let head = &all[all.len() - 1];
     pipeline.set_canonical(head.facts.block.hash).unwrap();
+    pipeline.flush().unwrap();
     assert_eq!(store.tip().unwrap().unwrap(), head.anchor());
     // The losers are gone, and say so.
     let loser = &all[all.len() - 2];
@@ -167,11 +172,11 @@ fn the_durable_state_carries_a_second_batch<F: StoreFactory>(factory: &F) {
     let blocks = chain(6, 12, SimSize::default()).1;
     let store = load(factory.fresh(), &blocks[0]);
     for batch in [&blocks[1..7], &blocks[7..13]] {
-        let pipeline = bal_driven(&store);
+        let pipeline = open_synchronous(&store, PipelineConfig::default().with_bal_driven(true));
         for block in batch {
             valid(execute(start(&pipeline, request(block)), block).wait());
         }
-        // Dropped without a flush: what was acknowledged becomes durable all the same.
+        // Dropped without a flush: without a log, what was handed to the store becomes durable all the same.
         assert!(pipeline.counters().gates_opened_from_durable >= 1);
         drop(pipeline);
     }
@@ -185,7 +190,7 @@ fn the_page_cache_outlives_commits<F: StoreFactory>(factory: &F) {
     // One store goes on from budget to budget.
     for (part, budget) in [0, 20 << 10, 64 << 20].into_iter().enumerate() {
         let config = PipelineConfig::default().with_bal_driven(true).with_page_cache_bytes(budget);
-        let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
+        let pipeline = open(&store, config);
         for block in &blocks[1 + part * 6..][..6] {
             let handle = start(&pipeline, request(block));
             let verdict = valid(execute(handle, block).wait());

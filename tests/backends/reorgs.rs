@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use foldgate::{
-    Pipeline, PipelineConfig, TrieStore, Verdict,
+    PipelineConfig, TrieStore, Verdict,
     core::BalStore,
     pipeline::{BeginError, Begun, BlockError, Canonical, CanonicalError, Halt, Mode},
 };
@@ -16,8 +16,8 @@ use foldgate_testing::{
 };
 
 use crate::{
-    races::{eventually, resolved},
-    support::{assert_state, assert_view, execute, load, request, start, valid},
+    races::{eventually, resolved, settled},
+    support::{Opened, assert_state, assert_view, bal_driven, execute, load, open, request, start, valid},
 };
 
 stamp_all!([
@@ -36,7 +36,7 @@ struct Driver<S: BalStore> {
     sim: Sim,
     genesis: SimBlock,
     store: Arc<S>,
-    pipeline: Pipeline<S>,
+    pipeline: Opened<S>,
 }
 
 impl<S: BalStore> Driver<S> {
@@ -50,7 +50,7 @@ impl<S: BalStore> Driver<S> {
             unwind_depth,
             ..PipelineConfig::default().with_bal_driven(true)
         };
-        let pipeline = Pipeline::open(Arc::clone(&store), config).unwrap();
+        let pipeline = open(&store, config);
         Self { sim, genesis, store, pipeline }
     }
 
@@ -85,9 +85,10 @@ impl<S: BalStore> Driver<S> {
         }
     }
 
-    /// Moves the head; then the store is the oracle's.
+    /// Moves the head and has it flushed; then the store is the oracle's.
     fn choose(&self, head: &SimBlock) {
         self.pipeline.set_canonical(head.facts.block.hash).unwrap();
+        assert_eq!(self.pipeline.flush().unwrap(), head.anchor());
         assert_state(&*self.store, head);
     }
 }
@@ -129,7 +130,7 @@ fn to_depth_64_and_back<F: StoreFactory>(factory: &F) {
     }
     let counters = driver.pipeline.counters();
     assert_eq!((counters.reorganisations, counters.folds_incremental, counters.failed), (4, 0, 0));
-    assert_eq!(driver.pipeline.in_flight(), 0);
+    settled(&driver.pipeline);
 }
 
 /// Begun together, before the way to their parent is known.
@@ -221,6 +222,7 @@ fn a_consensus_client_changes_its_mind<F: StoreFactory>(factory: &F) {
     // And back to where it began; the head does not move to its own ancestor.
     driver.choose(&main[9]);
     driver.pipeline.set_canonical(main[4].facts.block.hash).unwrap();
+    assert_eq!(driver.pipeline.flush().unwrap(), main[9].anchor());
     assert_state(&*driver.store, &main[9]);
     let counters = driver.pipeline.counters();
     assert_eq!((counters.reorganisations, counters.failed), (3, 0), "{counters:?}");
@@ -280,7 +282,7 @@ fn a_linear_import_is_reorganised<F: StoreFactory>(factory: &F) {
     let mut sim = Sim::new(105, SMALL);
     let genesis = sim.genesis();
     let store = load(factory.fresh(), &genesis);
-    let pipeline = Pipeline::open(Arc::clone(&store), PipelineConfig::default().with_bal_driven(true)).unwrap();
+    let pipeline = bal_driven(&store);
     let deliver = |block: &SimBlock| {
         valid(resolved(&execute(start(&pipeline, request(block)), block)));
     };
@@ -305,13 +307,15 @@ fn a_linear_import_is_reorganised<F: StoreFactory>(factory: &F) {
     assert_state(&*store, &side[5]);
     drop(pipeline);
     // Another pipeline finds the chain in the store, and may leave it as well.
-    let pipeline = Pipeline::open(Arc::clone(&store), PipelineConfig::default().with_bal_driven(true)).unwrap();
+    let pipeline = bal_driven(&store);
     let late = sim.child(&side[1]);
     let handle = start(&pipeline, request(&late));
     assert_view(&handle.parent_state(), &side[1]);
     valid(resolved(&execute(handle, &late)));
     pipeline.set_canonical(late.facts.block.hash).unwrap();
+    assert_eq!(pipeline.flush().unwrap(), late.anchor());
     assert_state(&*store, &late);
     pipeline.set_canonical(side[5].facts.block.hash).unwrap();
+    assert_eq!(pipeline.flush().unwrap(), side[5].anchor());
     assert_state(&*store, &side[5]);
 }

@@ -7,7 +7,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use alloy_primitives::{B256, U256, keccak256};
 use foldgate::{
-    BlockRequest, Pipeline, PipelineConfig, Verdict,
+    BlockRequest, PipelineConfig, Verdict,
     core::{BalStore, StateWrites, keys},
     pipeline::{
         AccountField, BlockError, BlockResult, Canonical, Divergence, DivergenceReport, Failure, Halt, InvalidReason,
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 
 use crate::{
     faulty::FaultyStore,
-    support::{assert_state, chain, execute, honest, load, record, request, start, valid},
+    support::{Opened, assert_state, chain, execute, honest, load, open, record, request, start, valid},
 };
 
 stamp_all!([
@@ -32,10 +32,10 @@ stamp_all!([
     the_shadow_of_the_list_is_reported_and_decides_nothing,
 ]);
 
-fn shadowed<S: BalStore>(store: &Arc<S>, bal_driven: bool, folder: Option<&Path>) -> Pipeline<S> {
+fn shadowed<S: BalStore>(store: &Arc<S>, bal_driven: bool, folder: Option<&Path>) -> Opened<S> {
     let mut config = PipelineConfig::default().with_bal_driven(bal_driven).with_shadow(true);
     config.divergence_directory = folder.map(Path::to_owned);
-    Pipeline::open(Arc::clone(store), config).unwrap()
+    open(store, config)
 }
 
 fn divergence(outcome: Outcome) -> Arc<Divergence> {
@@ -67,6 +67,7 @@ fn both_computations_agree<F: StoreFactory>(factory: &F) {
         assert_eq!((counters.shadows, counters.shadows_skipped, counters.divergences), (9, 3, 0));
         let reason = if bal_driven { SkipReason::NoBal } else { SkipReason::SwitchedOff };
         assert_eq!(counters.skipped(reason), if bal_driven { 3 } else { 12 });
+        pipeline.flush().unwrap();
         drop(pipeline);
     }
     assert_state(&*store, &blocks[24]);
@@ -78,7 +79,7 @@ fn trees_of_blocks_agree<F: StoreFactory>(factory: &F) {
     let genesis = sim.genesis();
     let store = load(factory.fresh(), &genesis);
     let config = PipelineConfig { canonical: Canonical::Explicit, ..PipelineConfig::default() };
-    let pipeline = Pipeline::open(Arc::clone(&store), config.with_bal_driven(true).with_shadow(true)).unwrap();
+    let pipeline = open(&store, config.with_bal_driven(true).with_shadow(true));
     let mut generation = vec![genesis];
     let mut all = Vec::new();
     for width in [2, 2, 1, 2, 1] {
@@ -95,6 +96,7 @@ fn trees_of_blocks_agree<F: StoreFactory>(factory: &F) {
     assert_eq!(counters.folds_ahead, all.len() as u64);
     let head = &all[all.len() - 1];
     pipeline.set_canonical(head.facts.block.hash).unwrap();
+    pipeline.flush().unwrap();
     drop(pipeline);
     assert_state(&*store, head);
 }
@@ -190,7 +192,7 @@ fn the_shadow_of_the_list_is_reported_and_decides_nothing<F: StoreFactory>(facto
         let rebuilt_bal = Some(RebuiltBal { hash: keccak256(&raw), list: None });
         BlockResult { rebuilt_bal, expected_state_root: None }
     };
-    let begin = |pipeline: &Pipeline<F::Store>| {
+    let begin = |pipeline: &Opened<F::Store>| {
         let mut handle = start(pipeline, BlockRequest::new(facts).with_bal(raw.clone()));
         record(&mut handle, &block);
         handle.finish(confirm()).wait()
@@ -210,6 +212,7 @@ fn the_shadow_of_the_list_is_reported_and_decides_nothing<F: StoreFactory>(facto
         panic!("{again:?}")
     };
     assert_eq!(again.now, again.then);
+    pipeline.flush().unwrap();
     drop(pipeline);
     assert_state(&*store, &SimBlock { facts, ..block.clone() });
 }
@@ -256,7 +259,7 @@ fn invalid_blocks_stay_invalid() {
         let store = load(foldgate::MemoryStore::new(), &blocks[0]);
         // Siblings, none of which is to win.
         let config = PipelineConfig { canonical: Canonical::Explicit, ..PipelineConfig::default() };
-        let pipeline = Pipeline::open(store, config.with_bal_driven(bal_driven).with_shadow(true)).unwrap();
+        let pipeline = open(&store, config.with_bal_driven(bal_driven).with_shadow(true));
         let mut wrong_root = block_with_a_slot(&mut sim, &blocks[0]);
         wrong_root.facts.expected_state_root = Some(B256::repeat_byte(1));
         match execute(start(&pipeline, request(&wrong_root)), &wrong_root).wait() {

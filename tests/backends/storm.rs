@@ -32,29 +32,12 @@ use crate::{
     faulty::FaultyStore,
     logs::SharedLog,
     races::{eventually, resolved},
-    support::{assert_state, honest, load},
+    support::{Dice, assert_state, honest, load, open_synchronous},
 };
 
 stamp_all!([any_order_of_deliveries]);
 
 const SIZE: SimSize = SimSize { addresses: 16, slots: 6, touched: 6, written: 3 };
-
-/// splitmix64: a stream of choices that the seed names.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-
-    fn one_in(&mut self, sides: u64) -> bool {
-        self.roll(sides) == 0
-    }
-}
 
 /// How a block's list comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -427,7 +410,7 @@ fn storm<S: BalStore>(store: S, seed: u64, disk: &(dyn Fn(bool) + Sync)) -> Coun
     let any_depth = config.unwind_depth as usize > tree.blocks.len();
     let pipeline = match &log {
         Some(log) => Pipeline::open_with_log(Arc::clone(&store), log.clone(), config.clone()).unwrap(),
-        None => Pipeline::open(Arc::clone(&store), config.clone()).unwrap(),
+        None => open_synchronous(&store, config.clone()),
     };
     let storm = Storm { tree: &tree, pipeline: &pipeline, tickets: Mutex::default(), admitted: AtomicU64::new(0) };
 

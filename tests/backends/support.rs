@@ -1,12 +1,14 @@
 //! What the suites share: stores of each kind, and an executor of simulated blocks.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, ops::Deref, sync::Arc, time::Duration};
 
 use alloy_primitives::{Address, B256, U256, keccak256};
 use foldgate::{
     BlockRequest, BlockResult, MemoryStore, Pipeline, PipelineConfig, StateReader, TrieReader, TrieStore, Verdict,
     core::{BalStore, BlockAccessIndex, keys, trie::bulk::StateLoad},
-    pipeline::{Begun, BlockHandle, Outcome, RebuiltBal, RecordError, ValidBlock, VerdictTicket},
+    pipeline::{
+        BackgroundFlush, Begun, BlockHandle, Flush, Outcome, RebuiltBal, RecordError, ValidBlock, VerdictTicket,
+    },
 };
 use foldgate_storage_mdbx::MdbxStore;
 use foldgate_storage_redb::RedbStore;
@@ -15,6 +17,8 @@ use foldgate_testing::{
     sim::{Sim, SimBlock, SimSize, load_items},
 };
 use tempfile::TempDir;
+
+use crate::logs::file_log;
 
 /// Stores in memory.
 #[derive(Default)]
@@ -105,9 +109,40 @@ pub(crate) fn load<S: TrieStore>(store: S, genesis: &SimBlock) -> Arc<S> {
     Arc::new(store)
 }
 
+/// A pipeline as nodes have it: with a record log, in a folder that goes with the pipeline, and flushed in the background.
+pub(crate) struct Opened<S: TrieStore> {
+    // Dropped in this order.
+    pipeline: Pipeline<S>,
+    _log: TempDir,
+}
+
+impl<S: TrieStore> Deref for Opened<S> {
+    type Target = Pipeline<S>;
+
+    fn deref(&self) -> &Pipeline<S> {
+        &self.pipeline
+    }
+}
+
+/// Opens a pipeline as suites do, unless they are about another kind: see [`Opened`]. It is flushed in small steps, so that
+/// flushes fall into the tests. The store has what it was told after `flush`, and not before.
+pub(crate) fn open<S: BalStore>(store: &Arc<S>, config: PipelineConfig) -> Opened<S> {
+    let blocks = NonZeroUsize::new(3).unwrap();
+    let flush = BackgroundFlush { keep_in_memory: 2, blocks, ..BackgroundFlush::default() };
+    let log = TempDir::new().unwrap();
+    let config = config.with_flush(Flush::Background(flush));
+    let pipeline = Pipeline::open_with_log(Arc::clone(store), file_log(log.path()), config).unwrap();
+    Opened { pipeline, _log: log }
+}
+
+/// Opens a pipeline without a log, which hands each canonical block to the store at once: for tests that are about that.
+pub(crate) fn open_synchronous<S: BalStore>(store: &Arc<S>, config: PipelineConfig) -> Pipeline<S> {
+    Pipeline::open(Arc::clone(store), config).unwrap()
+}
+
 /// Opens a pipeline in the BAL-driven mode.
-pub(crate) fn bal_driven<S: BalStore>(store: &Arc<S>) -> Pipeline<S> {
-    Pipeline::open(Arc::clone(store), PipelineConfig::default().with_bal_driven(true)).unwrap()
+pub(crate) fn bal_driven<S: BalStore>(store: &Arc<S>) -> Opened<S> {
+    open(store, PipelineConfig::default().with_bal_driven(true))
 }
 
 /// The request of a block, with its list.
@@ -200,4 +235,21 @@ pub(crate) fn assert_view<R: StateReader>(view: &R, parent: &SimBlock) {
     }
     assert_eq!(view.block_hash(parent.facts.block.number).unwrap(), Some(parent.facts.block.hash));
     assert_eq!(view.block_hash(parent.facts.block.number + 1).unwrap(), None);
+}
+
+/// splitmix64: a stream of choices that the seed names.
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides
+    }
+
+    pub(crate) fn one_in(&mut self, sides: u64) -> bool {
+        self.roll(sides) == 0
+    }
 }

@@ -1,9 +1,9 @@
 //! What-if roots on every backend: many at once on one parent, wherever it is in reach, equal to the fold of a block.
 
-use std::{sync::Arc, thread};
+use std::thread;
 
 use foldgate::{
-    Pipeline, PipelineConfig,
+    PipelineConfig,
     bal::{Bal, BalLimits},
     core::{BlockNumHash, HashedPostState},
     pipeline::{Canonical, ComputeError},
@@ -13,7 +13,10 @@ use foldgate_testing::{
     sim::{Sim, SimBlock, SimSize},
 };
 
-use crate::support::{assert_state, execute, load, request, start, valid};
+use crate::{
+    races::settled,
+    support::{assert_state, execute, load, open, request, start, valid},
+};
 
 stamp_all!([hundreds_at_once_on_any_parent, out_of_reach]);
 
@@ -39,11 +42,12 @@ fn hundreds_at_once_on_any_parent<F: StoreFactory>(factory: &F) {
     }
     let beside = sim.child(&main[4]);
     let store = load(factory.fresh(), &main[0]);
-    let pipeline = Pipeline::open(Arc::clone(&store), explicit(128)).unwrap();
+    let pipeline = open(&store, explicit(128));
     for block in main[1..].iter().chain([&beside]) {
         valid(execute(start(&pipeline, request(block)), block).wait());
     }
     pipeline.set_canonical(main[7].facts.block.hash).unwrap();
+    pipeline.flush().unwrap();
     let before = pipeline.counters();
 
     let parents = [&main[2], &main[7], &main[8], &beside];
@@ -70,11 +74,12 @@ fn hundreds_at_once_on_any_parent<F: StoreFactory>(factory: &F) {
         }
         for head in [&beside, &main[7]] {
             pipeline.set_canonical(head.facts.block.hash).unwrap();
+            pipeline.flush().unwrap();
         }
     });
     let after = pipeline.counters();
     assert_eq!((before.requests, before.valid, before.failed), (after.requests, after.valid, after.failed));
-    assert_eq!(pipeline.in_flight(), 0);
+    settled(&pipeline);
     assert_state(&*store, &main[7]);
 
     // The same as the fold of a block, leaf by leaf and row by row.
@@ -96,11 +101,12 @@ fn out_of_reach<F: StoreFactory>(factory: &F) {
         main.push(sim.child(&main[main.len() - 1]));
     }
     let store = load(factory.fresh(), &main[0]);
-    let pipeline = Pipeline::open(Arc::clone(&store), explicit(2)).unwrap();
+    let pipeline = open(&store, explicit(2));
     for block in &main[1..6] {
         valid(execute(start(&pipeline, request(block)), block).wait());
     }
     pipeline.set_canonical(main[5].facts.block.hash).unwrap();
+    pipeline.flush().unwrap();
     let none = HashedPostState::default();
     for (at, reachable) in [(5, true), (3, true), (2, false), (0, false)] {
         match pipeline.compute(main[at].facts.block, &none) {

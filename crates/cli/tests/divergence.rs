@@ -7,6 +7,7 @@ use clap::Parser;
 use foldgate_cli::{Cli, run};
 use foldgate_core::{BlockAccessIndex, MemoryStore, TrieStore, trie::bulk::StateLoad};
 use foldgate_pipeline::{Begun, BlockError, BlockRequest, BlockResult, Failure, Pipeline, PipelineConfig, RebuiltBal};
+use foldgate_record_log::{FileLog, Options};
 use foldgate_testing::sim::{Sim, SimBlock, SimSize, load_items};
 
 /// Has an executor confirm a list and record another balance, and gives the report's file and the falsified block.
@@ -28,7 +29,9 @@ fn diverge(folder: &std::path::Path) -> (PathBuf, SimBlock, alloy_primitives::Ad
         }
     };
     let config = PipelineConfig::default().with_bal_driven(true).with_shadow(true).with_divergence_directory(folder);
-    let pipeline = Pipeline::open(store, config).unwrap();
+    let records = tempfile::tempdir().unwrap();
+    let log = FileLog::open(records.path(), Options::DEFAULT).unwrap();
+    let pipeline = Pipeline::open_with_log(store, log, config).unwrap();
     let request = BlockRequest::new(block.facts).with_bal(block.raw.clone());
     let Begun::Started(mut handle) = pipeline.begin(request).unwrap() else { panic!("known") };
     handle.record(BlockAccessIndex::PRE_EXECUTION, &Default::default()).unwrap();

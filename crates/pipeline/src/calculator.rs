@@ -9,7 +9,7 @@
 //!
 //! Every event touches a block; `Calculator::step` (in `steps.rs`) then does whatever has become possible for it, and touches its
 //! children when they may profit. A step is a function of the block's stages and its parent's, so the order in which
-//! events arrive does not matter. How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`, and when in
+//! events arrive does not matter (`orders` goes through all of them). How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`, and when in
 //! `durable.rs`; how states below and beside the durable tip are reached in `ways.rs`, how the shadow goes along in
 //! `shadowing.rs`. Requests are taken first, because a result may overtake its request's successors.
 //!
@@ -22,6 +22,8 @@
 mod canonical;
 mod durable;
 mod ends;
+#[cfg(test)]
+mod orders;
 mod shadowing;
 mod steps;
 mod ways;
@@ -44,6 +46,7 @@ use crate::{
     ground::Ground,
     halt::Halt,
     handle::{Execution, ExecutionEnd, Shared},
+    holdings::Holdings,
     jobs::{self, Folded, JobMessage, Prepared},
     observe::Work,
     permits::Permit,
@@ -83,6 +86,9 @@ pub(crate) enum Control<R: TrieReader> {
         block: BlockNumHash,
         reply: Sender<Result<View<R>, Unseen>>,
     },
+    Holdings {
+        reply: Sender<Holdings>,
+    },
     Shutdown,
 }
 
@@ -93,6 +99,16 @@ pub(crate) struct Inbox<S: TrieStore> {
     pub(crate) results: Receiver<Execution>,
     pub(crate) answers: Receiver<JobMessage<S>>,
     pub(crate) control: Receiver<Control<S::Snapshot>>,
+}
+
+/// What the calculator is told, by whichever channel.
+enum Event<S: TrieStore> {
+    Request(Request<S::Snapshot>),
+    Execution(Execution),
+    Answer(JobMessage<S>),
+    Control(Control<S::Snapshot>),
+    /// Blocks may have waited for long enough.
+    Tick,
 }
 
 /// What a step found.
@@ -157,23 +173,36 @@ impl<S: TrieStore> Calculator<S> {
         let ticks = durable::ticks(&self.config.flush);
         self.release();
         loop {
-            let goes_on = select_biased! {
-                recv(inbox.requests) -> request => request.map(|request| self.on_request(request)).is_ok(),
-                recv(inbox.results) -> result => result.map(|result| self.on_execution(result)).is_ok(),
-                recv(inbox.answers) -> answer => answer.map(|answer| self.on_answer(answer)).is_ok(),
-                recv(inbox.control) -> control => match control {
-                    Ok(Control::Shutdown) | Err(_) => false,
-                    Ok(control) => { self.on_control(control); true }
-                },
-                recv(ticks) -> _ => { self.release(); true }
+            let event = select_biased! {
+                recv(inbox.requests) -> request => request.map(Event::Request),
+                recv(inbox.results) -> result => result.map(Event::Execution),
+                recv(inbox.answers) -> answer => answer.map(Event::Answer),
+                recv(inbox.control) -> control => control.map(Event::Control),
+                recv(ticks) -> _ => Ok(Event::Tick),
             };
-            if !goes_on {
-                break;
-            }
-            while let Some(hash) = self.touched.pop_front() {
-                self.step(&hash);
+            match event {
+                Ok(Event::Control(Control::Shutdown)) | Err(_) => break,
+                Ok(event) => self.handle(event),
             }
         }
+        self.shut_down();
+    }
+
+    /// Takes an event in, and does whatever has become possible. Waits for nothing.
+    fn handle(&mut self, event: Event<S>) {
+        match event {
+            Event::Request(request) => self.on_request(request),
+            Event::Execution(execution) => self.on_execution(execution),
+            Event::Answer(answer) => self.on_answer(answer),
+            Event::Control(control) => self.on_control(control),
+            Event::Tick => self.release(),
+        }
+        while let Some(hash) = self.touched.pop_front() {
+            self.step(&hash);
+        }
+    }
+
+    fn shut_down(&mut self) {
         let in_flight: Vec<_> = self.tree.attempts.values().copied().collect();
         for hash in in_flight {
             self.halt(&hash, Halt::Shutdown);
@@ -494,6 +523,8 @@ impl<S: TrieStore> Calculator<S> {
                 self.answer_waiters();
             }
             Control::See { block, reply } => self.see(block, reply),
+            // Whoever asked may be gone.
+            Control::Holdings { reply } => drop(reply.send(self.holdings())),
             // Handled by the loop.
             Control::Shutdown => {}
         }

@@ -1,7 +1,7 @@
 //! The state gate: a child's executor may read as soon as its parent's execution has ended and was confirmed.
 //!
 //! The calculator opens the gate, once, or the block's cancellation shuts it for good. Readers wait outside. The protocol
-//! is written in `docs/gates.md`; `tests/gate.rs` checks its interleavings.
+//! is written in `docs/gates.md`; `tests/gate` checks its interleavings.
 //!
 //! Invariants:
 //! 1. The gate never opens to values that only an access list claims: what it lets see was executed.

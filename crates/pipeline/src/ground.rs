@@ -148,6 +148,11 @@ impl<R: TrieReader> Grounds<R> {
         })
     }
 
+    /// How many are at hand, or being computed.
+    pub(crate) fn count(&self) -> usize {
+        self.stages.len()
+    }
+
     /// Notes that the way to a block is asked for. Says whether it is to be computed.
     pub(crate) fn begin(&mut self, block: BlockNumHash) -> bool {
         if self.stages.iter().any(|(at, stage)| *at == block && matches!(stage, GroundStage::Computing)) {

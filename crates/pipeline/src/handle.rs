@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use foldgate_bal::Bal;
 use foldgate_core::{BlockAccessIndex, BlockFacts, EmptyAccounts, HashedPostState, KeyHasher, StateWrites, TrieReader};
 
@@ -44,6 +44,25 @@ pub(crate) struct Shared<R: TrieReader> {
     pub(crate) outcome: Sender<Outcome>,
     /// Room for the one acknowledgement.
     pub(crate) acknowledge: Acknowledge,
+}
+
+impl<R: TrieReader> Shared<R> {
+    /// A new attempt, and the ticket that waits for what comes of it.
+    pub(crate) fn new(attempt: AttemptId, facts: BlockFacts) -> (Arc<Self>, VerdictTicket) {
+        let (outcome, outcome_in) = bounded(1);
+        let (acknowledge, acknowledged) = bounded(1);
+        let shared = Arc::new(Self {
+            attempt,
+            facts,
+            gate: Arc::new(StateGate::new(CancelToken::default())),
+            read_failure: Arc::default(),
+            listed: Arc::default(),
+            warm_up: OnceLock::new(),
+            outcome,
+            acknowledge,
+        });
+        (shared, VerdictTicket { outcome: outcome_in, acknowledged })
+    }
 }
 
 /// The closing message of an executor.

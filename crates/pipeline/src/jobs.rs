@@ -170,7 +170,7 @@ pub(crate) fn find_way<S: TrieStore>(
 /// The threads for the long work. Dropping it waits for the jobs under way and for the threads.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    /// `None` only while dropping.
+    /// Without it, jobs are done by whoever asks for them. It is taken while dropping, when nobody asks any more.
     pool: Option<rayon::ThreadPool>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
@@ -197,6 +197,12 @@ impl Pool {
         Ok(Self { pool: Some(pool), threads: handles })
     }
 
+    /// Without threads: a job is done by whoever asks for it.
+    #[cfg(test)]
+    pub(crate) fn inline() -> Self {
+        Self { pool: None, threads: Arc::default() }
+    }
+
     /// Runs a job of a block; its answer, or its panic, goes to the calculator.
     pub(crate) fn spawn<S: TrieStore>(
         &self,
@@ -205,9 +211,8 @@ impl Pool {
         shared: &Arc<Shared<S::Snapshot>>,
         job: impl FnOnce() -> Option<JobMessage<S>> + Send + 'static,
     ) {
-        let Some(pool) = &self.pool else { return };
         let (answers, shared) = (answers.clone(), Arc::clone(shared));
-        pool.spawn(move || {
+        self.run(move || {
             // The calculator stopped the block, or the message of its handle's end is on the way.
             if shared.gate.token().is_cancelled() {
                 return;
@@ -235,14 +240,20 @@ impl Pool {
         job: impl FnOnce() -> JobMessage<S> + Send + 'static,
         panicked: impl FnOnce(Failure) -> JobMessage<S> + Send + 'static,
     ) {
-        let Some(pool) = &self.pool else { return };
         let answers = answers.clone();
-        pool.spawn(move || {
+        self.run(move || {
             let answer = catch_unwind(AssertUnwindSafe(job))
                 .unwrap_or_else(|payload| panicked(Failure::Panicked(panic_message(payload.as_ref()))));
             // The calculator is gone only at shutdown, when nobody waits for the answer.
             let _shut_down = answers.send(answer);
         });
+    }
+
+    fn run(&self, job: impl FnOnce() + Send + 'static) {
+        match &self.pool {
+            Some(pool) => pool.spawn(job),
+            None => job(),
+        }
     }
 
     /// Runs work on the pool's threads, and waits for it.

@@ -8,7 +8,7 @@
 use std::{
     fmt, io,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -28,10 +28,8 @@ use crate::{
     config::{Flush, PipelineConfig},
     counters::{CounterSnapshot, Counters},
     durability::{LogKeeper, LogOrder},
-    gate::StateGate,
     ground::Chain,
-    halt::CancelToken,
-    handle::{AttemptId, BlockHandle, Execution, Shared, VerdictTicket},
+    handle::{AttemptId, BlockHandle, Execution, Shared},
     jobs::{JobMessage, Pool},
     permits::Permits,
     recovery::{Recovered, RecoveryError, RecoveryReport, recover},
@@ -325,21 +323,9 @@ impl<S: TrieStore> Pipeline<S> {
     /// If the block cannot be begun now: see [`BeginError`].
     pub fn begin(&self, request: BlockRequest) -> Result<Begun<S::Snapshot>, BeginError> {
         let permit = self.permits.try_acquire().ok_or(BeginError::Busy { max: self.max_in_flight })?;
-        let cancel = CancelToken::default();
-        let (outcome, outcome_in) = bounded(1);
-        let (acknowledge, acknowledged) = bounded(1);
-        let shared = Arc::new(Shared {
-            // Relaxed: the number only has to be unique.
-            attempt: AttemptId(self.attempts.fetch_add(1, Ordering::Relaxed)),
-            facts: request.facts,
-            gate: Arc::new(StateGate::new(cancel)),
-            read_failure: Arc::default(),
-            listed: Arc::default(),
-            warm_up: OnceLock::new(),
-            outcome,
-            acknowledge,
-        });
-        let ticket = VerdictTicket { outcome: outcome_in, acknowledged };
+        // Relaxed: the number only has to be unique.
+        let attempt = AttemptId(self.attempts.fetch_add(1, Ordering::Relaxed));
+        let (shared, ticket) = Shared::new(attempt, request.facts);
         let (reply, answer) = bounded(1);
         let message = Request { shared: Arc::clone(&shared), request, permit, reply };
         self.requests.send(message).map_err(|_| BeginError::ShutDown)?;

@@ -263,6 +263,11 @@ impl<R: TrieReader> Tree<R> {
         self.nodes.insert(hash, Node::Committed(committed));
     }
 
+    /// How many verdicts of blocks that are gone are remembered.
+    pub(crate) fn remembered(&self) -> usize {
+        self.verdicts.by_hash.len()
+    }
+
     pub(crate) fn remember(&mut self, verdict: Verdict) {
         self.verdicts.insert(verdict);
     }

@@ -6,7 +6,7 @@
 //!
 //! Invariant: the same seed gives the same chain, and the same sum.
 
-use std::{error::Error, io, io::Write, sync::Arc};
+use std::{error::Error, io, io::Write, sync::Arc, time::Duration};
 
 use alloy_primitives::{B256, U256, keccak256};
 use foldgate_core::{BlockAccessIndex, BlockHash, TrieStore, trie::bulk::StateLoad};
@@ -14,6 +14,7 @@ use foldgate_pipeline::{
     BeginError, Begun, BlockError, BlockHandle, BlockRequest, BlockResult, Canonical, CanonicalError, Failure, Mode,
     Outcome, Pipeline, PipelineConfig, RebuiltBal, RecordError, Verdict, VerdictTicket,
 };
+use foldgate_record_log::{FileLog, Options};
 use foldgate_testing::sim::{Sim, SimBlock, SimSize, load_items};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
@@ -30,6 +31,9 @@ use crate::{
 const CHAIN_BLOCKS: u64 = 250;
 /// What a chain's store may cache.
 const CACHE_BYTES: usize = 32 << 20;
+
+/// How long a segment of a chain's log is.
+const LOG_SEGMENT_BYTES: u64 = 64 << 10;
 
 /// Why generated blocks could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -127,8 +131,12 @@ impl OnBackend for OneChain<'_> {
         let items = load_items(&genesis.state).into_iter().map(Ok::<_, std::convert::Infallible>);
         let load = StateLoad::new(items, genesis.facts.block).expecting(genesis.state_root);
         home.store().load(load).map_err(|error| open(Box::new(error)))?;
-        let pipeline =
-            Pipeline::open(Arc::clone(home.store()), self.config.clone()).map_err(|error| open(Box::new(error)))?;
+        // As a node has it: a log, and the flush in the background.
+        let records = tempfile::tempdir().map_err(|error| open(Box::new(error)))?;
+        let options = Options::DEFAULT.with_segment_bytes(LOG_SEGMENT_BYTES);
+        let log = FileLog::open(records.path(), options).map_err(|error| open(Box::new(error)))?;
+        let pipeline = Pipeline::open_with_log(Arc::clone(home.store()), log, self.config.clone())
+            .map_err(|error| open(Box::new(error)))?;
         // The durable block first; parents before children.
         let mut live = vec![genesis];
         let mut left = self.blocks;
@@ -142,6 +150,8 @@ impl OnBackend for OneChain<'_> {
             }
         }
         self.summary.add_shadow(Some(ShadowFigures::of(&pipeline.counters())));
+        let failed = |failure| GeneratedError::Canonical { seed, source: CanonicalError::Failed(failure) };
+        pipeline.flush().map_err(failed)?;
         drop(pipeline);
         let got = home.store().tip().map_err(|error| open(Box::new(error)))?;
         if got != Some(live[0].anchor()) {
@@ -194,9 +204,13 @@ impl OneChain<'_> {
 
     /// Begins the blocks together, executes them in order, and holds the verdicts to what they ought to be.
     fn round<S: TrieStore>(&mut self, pipeline: &Pipeline<S>, round: Vec<Delivery>) -> Result<(), GeneratedError> {
-        let begin = |delivery: Delivery| match pipeline.begin(delivery.request.clone()) {
-            Ok(begun) => Ok((delivery, begun)),
-            Err(source) => Err(GeneratedError::Begin { seed: self.seed, source }),
+        let begin = |delivery: Delivery| {
+            // Room comes back when blocks before are acknowledged.
+            pipeline.wait_for_room(Duration::MAX);
+            match pipeline.begin(delivery.request.clone()) {
+                Ok(begun) => Ok((delivery, begun)),
+                Err(source) => Err(GeneratedError::Begin { seed: self.seed, source }),
+            }
         };
         let begun = round.into_iter().map(begin).collect::<Result<Vec<_>, _>>()?;
         let executed: Vec<_> = begun

@@ -58,6 +58,11 @@ impl Backlog {
         Self { head, log, held: HashMap::new(), permits }
     }
 
+    /// How many valid blocks are not in the store.
+    pub(crate) fn held(&self) -> usize {
+        self.held.len()
+    }
+
     /// Counts a block that is in memory, and not in the store.
     pub(crate) fn hold(&mut self, layer: &Layer, acknowledge: Option<Acknowledge>) {
         let held = Held { bytes: layer_bytes(layer), since: Instant::now(), acknowledge };

@@ -1,0 +1,249 @@
+//! Every order in which a script's events can come, driven through the calculator without threads: what comes of each
+//! block is the same in all of them, or what the protocol lets an order decide; and nobody is left waiting.
+//!
+//! ```text
+//!   the script: requests, lists, executors' ends, heads --\
+//!   answers of jobs, each done when it is asked for ------->  one after the other, in every order  --> [calculator]
+//!   the committer's next order -----------------------/
+//! ```
+//!
+//! An event may come as soon as what it answers has been asked for: an answer after its job was given, an end after its
+//! request. [`Script::explore`] goes through all sequences that this allows, each on a calculator of its own, and gives
+//! what came of the blocks in them. A log has no part in it: it tells the calculator nothing but that it failed.
+//!
+//! After each event: no executor may read, and no fold has run, on what was not executed, or not judged. At the end: one
+//! outcome for each block, or it stands on one that never came; the heads asked for were answered; the store has the
+//! head's state, which the oracle gives; and the maps hold what is still in reach, and nothing else.
+
+mod world;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter,
+};
+
+use foldgate_core::BlockNumHash;
+use foldgate_testing::sim::{Sim, SimBlock, SimSize};
+
+use self::world::World;
+
+/// How a block's list comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum List {
+    Payload,
+    /// There is none.
+    Missing,
+    /// By itself, at any time.
+    Later,
+    /// Another one than the header's, in the payload.
+    Wrong,
+}
+
+/// How a block's execution ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Honest,
+    /// Without a rebuilt list, where the header commits to none.
+    NotRebuilt,
+    Reject,
+    Drop,
+}
+
+/// A block of a script, on the one at `parent`; the genesis is 0, the first of the script 1.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    parent: usize,
+    list: List,
+    end: End,
+}
+
+const fn on(parent: usize) -> Line {
+    Line { parent, list: List::Payload, end: End::Honest }
+}
+
+impl Line {
+    const fn list(mut self, list: List) -> Self {
+        self.list = list;
+        self
+    }
+
+    const fn end(mut self, end: End) -> Self {
+        self.end = end;
+        self
+    }
+}
+
+/// What happens, and to which block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Happens {
+    Request(usize),
+    Supply(usize),
+    End(usize),
+    Head(usize),
+    Prepared(usize),
+    Folded(usize),
+    Compared(usize),
+    /// The way to the block was found.
+    Way(usize),
+    /// The committer carries out its next order.
+    Commit,
+}
+
+struct Script {
+    /// The genesis first.
+    blocks: Vec<SimBlock>,
+    lines: Vec<Line>,
+    /// Blocks that are named the head, each once. With none, blocks become canonical by themselves.
+    heads: Vec<usize>,
+    unwind_depth: u64,
+}
+
+/// What became of the blocks of a script, and how many of them the store has.
+type Ended = (Vec<String>, usize);
+
+impl Script {
+    fn new(lines: &[Line]) -> Self {
+        let mut sim = Sim::new(1, SimSize { addresses: 4, slots: 2, touched: 2, written: 2 });
+        let mut blocks = vec![sim.genesis()];
+        for line in lines {
+            let parent = blocks[line.parent].clone();
+            let child = iter::repeat_with(|| sim.child(&parent)).find(|child| child.state_root != parent.state_root);
+            let child = child.unwrap();
+            blocks.push(if line.end == End::NotRebuilt { child.uncommitted() } else { child });
+        }
+        Self { blocks, lines: lines.to_vec(), heads: Vec::new(), unwind_depth: 128 }
+    }
+
+    fn heads(mut self, heads: &[usize]) -> Self {
+        self.heads = heads.to_vec();
+        self
+    }
+
+    fn unwind_depth(mut self, unwind_depth: u64) -> Self {
+        self.unwind_depth = unwind_depth;
+        self
+    }
+
+    fn line(&self, block: usize) -> Line {
+        self.lines[block - 1]
+    }
+
+    fn at(&self, block: BlockNumHash) -> usize {
+        self.blocks.iter().position(|candidate| candidate.facts.block == block).unwrap()
+    }
+
+    /// Goes through all orders. Gives what came of the blocks, each with the number of orders that led there.
+    fn explore(&self) -> BTreeMap<Ended, usize> {
+        let (mut ends, mut choices) = (BTreeMap::new(), Vec::new());
+        loop {
+            let (mut world, mut widths, mut order) = (World::new(self), Vec::new(), Vec::new());
+            while let possible = world.possible()
+                && !possible.is_empty()
+            {
+                let at = widths.len();
+                if at == choices.len() {
+                    choices.push(0);
+                }
+                widths.push(possible.len());
+                order.push(possible[choices[at]]);
+                world.happens(possible[choices[at]], &order);
+            }
+            *ends.entry(world.ended(&order)).or_default() += 1;
+            // The next one in the order of choices: the last that has an alternative takes it.
+            while choices.pop_if(|choice| *choice + 1 == widths[widths.len() - 1]).is_some() {
+                widths.pop();
+            }
+            match choices.last_mut() {
+                Some(choice) => *choice += 1,
+                None => return ends,
+            }
+        }
+    }
+}
+
+/// Holds all orders to what may come of them.
+fn check(script: &Script, expected: &[(&[&str], usize)]) {
+    let ends = script.explore();
+    println!("{} orders: {ends:#?}", ends.values().sum::<usize>());
+    let owned = |(fates, durable): &(&[&str], usize)| (fates.iter().map(|fate| (*fate).to_owned()).collect(), *durable);
+    let expected: BTreeSet<Ended> = expected.iter().map(owned).collect();
+    assert_eq!(ends.into_keys().collect::<BTreeSet<_>>(), expected);
+}
+
+#[test]
+fn a_chain_is_folded() {
+    check(&Script::new(&[on(0), on(1)]), &[(&["valid", "valid"], 2)]);
+}
+
+/// The first one judged valid becomes durable, the other one stays in memory.
+#[test]
+fn siblings_are_folded() {
+    let missing = |parent| on(parent).list(List::Missing);
+    let script = Script::new(&[missing(0), missing(1), missing(1)]);
+    check(&script, &[(&["valid", "valid", "valid"], 2)]);
+}
+
+#[test]
+fn where_the_chain_cannot_be_left_one_sibling_is_lost() {
+    let script = Script::new(&[on(0), on(0).list(List::Missing)]).unwind_depth(0);
+    let expected: [(&[&str], _); 5] = [
+        (&["valid", "valid"], 1),
+        (&["valid", "ForkLost"], 1),
+        (&["valid", "BelowTip"], 1),
+        (&["ForkLost", "valid"], 1),
+        (&["BelowTip", "valid"], 1),
+    ];
+    check(&script, &expected);
+}
+
+/// Writes that confirm a list are held to the fold on the pool.
+#[test]
+fn without_a_rebuilt_list_a_chain_is_folded() {
+    let script = Script::new(&[on(0).end(End::NotRebuilt), on(1).list(List::Missing)]);
+    check(&script, &[(&["valid", "valid"], 2)]);
+}
+
+#[test]
+fn a_list_may_come_at_any_time() {
+    let script = Script::new(&[on(0).list(List::Later), on(1).list(List::Missing)]);
+    check(&script, &[(&["valid", "valid"], 2)]);
+}
+
+/// What was begun falls with its ancestor; what comes later stands on nobody, and is held.
+#[test]
+fn a_cancelled_block_takes_its_descendants_along() {
+    let script = Script::new(&[on(0).end(End::Drop), on(1), on(2).list(List::Missing)]);
+    let expected: [(&[&str], _); 3] = [
+        (&["HandleDropped", "AncestorCancelled", "AncestorCancelled"], 0),
+        (&["HandleDropped", "AncestorCancelled", "held"], 0),
+        (&["HandleDropped", "held", "held"], 0),
+    ];
+    check(&script, &expected);
+}
+
+#[test]
+fn an_invalid_block_takes_its_child_along() {
+    let script = Script::new(&[on(0).end(End::Reject), on(1)]);
+    check(&script, &[(&["Execution", "AncestorInvalid"], 0), (&["Execution", "ParentInvalid"], 0)]);
+}
+
+/// The block's header is innocent of the list: its child falls with the delivery, and may wait for another one.
+#[test]
+fn a_wrong_list_takes_the_child_along() {
+    let script = Script::new(&[on(0).list(List::Wrong), on(1)]);
+    check(&script, &[(&["BalHashMismatch", "AncestorInvalid"], 0), (&["BalHashMismatch", "held"], 0)]);
+}
+
+/// Where both heads come too early, none is followed. Where both are, the store goes back and forth.
+#[test]
+fn the_head_moves_between_siblings() {
+    let missing = on(0).list(List::Missing);
+    let script = Script::new(&[missing, missing]).heads(&[1, 2]);
+    check(&script, &[(&["valid", "valid"], 0), (&["valid", "valid"], 1)]);
+}
+
+#[test]
+fn the_head_moves_along_a_chain() {
+    let script = Script::new(&[on(0).list(List::Missing), on(1).list(List::Missing)]).heads(&[1, 2]);
+    check(&script, &[(&["valid", "valid"], 0), (&["valid", "valid"], 1), (&["valid", "valid"], 2)]);
+}

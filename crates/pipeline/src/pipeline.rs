@@ -9,7 +9,7 @@ use std::{
     fmt, io,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -336,6 +336,8 @@ impl<S: TrieStore> Pipeline<S> {
             read_failure: Arc::default(),
             listed: Arc::default(),
             warm_up: OnceLock::new(),
+            asks_for_writes: AtomicBool::new(false),
+            valid: AtomicBool::new(false),
             outcome,
             acknowledge,
         });

@@ -9,9 +9,13 @@
 //!
 //! What a fold reads besides is not foreseen: the neighbour that a removed leaf leaves alone.
 //!
+//! What becomes known bit by bit is read bit by bit: each part goes down the tries for itself, past what the parts before it
+//! have brought in.
+//!
 //! Invariants:
 //! 1. Only reads: a warm-up that stops, fails or never runs changes no result.
 //! 2. Between two batches of [`BATCH`] keys it asks whether to stop.
+//! 3. Of one block no record is read twice.
 
 use std::ops::Range;
 
@@ -21,8 +25,9 @@ use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 use super::{Cached, cached::Ahead};
 use crate::{
     account::Account,
+    hashed::WrittenKey,
     node::{NodeKey, TrieId},
-    store::TrieReader,
+    store::{TrieReader, through_batch},
     trie::{
         Version,
         path::Path,
@@ -53,6 +58,26 @@ pub struct TouchedSlot {
     pub changed: bool,
 }
 
+impl TouchedAccount {
+    /// What written keys touch: all of it changes.
+    pub fn of_written(mut keys: Vec<WrittenKey>) -> Vec<Self> {
+        keys.sort_unstable();
+        keys.dedup();
+        // None of which is empty.
+        let of_one = keys.chunk_by(|one, next| one.hashed_address == next.hashed_address);
+        let account = |keys: &[WrittenKey]| Self {
+            hashed_address: keys[0].hashed_address,
+            changed: true,
+            slots: keys
+                .iter()
+                .filter_map(|key| key.hashed_slot)
+                .map(|hashed_slot| TouchedSlot { hashed_slot, changed: true })
+                .collect(),
+        };
+        of_one.map(account).collect()
+    }
+}
+
 /// How a warm-up ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Warmed {
@@ -75,13 +100,48 @@ impl<R: TrieReader> Cached<R> {
         tries: Option<&Version>,
         stop: impl Fn() -> bool,
     ) -> Result<Warmed, R::Error> {
-        let mut ahead = Ahead::default();
-        let warmed = self.bring_in(touched, tries, &stop, &mut ahead);
-        // A reader is warmed once; a second time would change nothing.
-        let _first = self.ahead.set(ahead);
+        let mut whole = ReadAhead::new(self.clone());
+        let warmed = whole.read(touched, tries, stop);
+        whole.hand_over();
         warmed
     }
+}
 
+/// A warm-up in parts, for a block whose changes become known one after the other. What the parts bring in is in the cache
+/// at once, and at hand for the block's readers once it is handed over.
+#[derive(Debug)]
+pub struct ReadAhead<R> {
+    reader: Cached<R>,
+    ahead: Ahead,
+}
+
+impl<R: TrieReader> ReadAhead<R> {
+    /// For one block's readers ([`Cached::for_block`]): those that share the table of this one.
+    pub fn new(reader: Cached<R>) -> Self {
+        Self { reader, ahead: Ahead::default() }
+    }
+
+    /// Brings in a part, as [`Cached::warm`] does.
+    ///
+    /// # Errors
+    /// If a read fails. Whoever needs the record will meet the failure again.
+    pub fn read(
+        &mut self,
+        touched: &[TouchedAccount],
+        tries: Option<&Version>,
+        stop: impl Fn() -> bool,
+    ) -> Result<Warmed, R::Error> {
+        self.reader.bring_in(touched, tries, &stop, &mut self.ahead)
+    }
+
+    /// Puts what was brought in at the hand of the block's readers.
+    pub fn hand_over(self) {
+        // A block is warmed up once; a second time would change nothing.
+        let _first = self.reader.ahead.set(self.ahead);
+    }
+}
+
+impl<R: TrieReader> Cached<R> {
     fn bring_in(
         &self,
         touched: &[TouchedAccount],
@@ -98,7 +158,7 @@ impl<R: TrieReader> Cached<R> {
                 return Ok(Warmed::Stopped);
             }
             let keys: Vec<_> = touched.iter().map(|account| account.hashed_address).collect();
-            let accounts = self.accounts(&keys)?;
+            let accounts = through_batch(&keys, |key| ahead.accounts.get(key).copied(), |keys| self.accounts(keys))?;
             let mut slots = Vec::new();
             for (touched, account) in touched.iter().zip(&accounts) {
                 ahead.accounts.insert(touched.hashed_address, *account);
@@ -111,7 +171,8 @@ impl<R: TrieReader> Cached<R> {
                 if stop() {
                     return Ok(Warmed::Stopped);
                 }
-                ahead.slots.extend(slots.iter().copied().zip(self.slots(slots)?));
+                let values = through_batch(slots, |key| ahead.slots.get(key).copied(), |keys| self.slots(keys))?;
+                ahead.slots.extend(slots.iter().copied().zip(values));
             }
         }
         walk.run(self, tries, stop, ahead)
@@ -188,7 +249,9 @@ impl Walk {
                     return Ok(Warmed::Stopped);
                 }
                 let keys: Vec<_> = fronts.iter().map(|front| front.key).collect();
-                for (front, row) in fronts.iter().zip(side_by_side(reader.nodes(&keys)?)) {
+                let brought = |key: &NodeKey| ahead.rows.get(key).cloned();
+                let rows = through_batch(&keys, brought, |keys| Ok(side_by_side(reader.nodes(keys)?)))?;
+                for (front, row) in fronts.iter().zip(rows) {
                     // A row that is malformed ends the path here. The fold will say so.
                     let head = row.as_ref().and_then(|row| RowHead::decode(row, front.key.path.len()).ok());
                     let sole = row.is_none() && front.key.path.is_empty();
@@ -219,6 +282,8 @@ impl Walk {
             }
             for (trie, start) in met {
                 match trie {
+                    TrieId::Accounts if ahead.first_accounts.contains_key(start) => {}
+                    TrieId::Storage(of) if ahead.first_slots.contains_key(&(*of, *start)) => {}
                     TrieId::Accounts => {
                         let leaf = reader.snapshot().accounts_from(start, 1)?.pop();
                         ahead.first_accounts.insert(*start, leaf);

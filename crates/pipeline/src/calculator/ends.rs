@@ -3,7 +3,7 @@
 //! Invariant: an outcome is sent once, when the room that the block took was given back, or went on with the block to the
 //! log or the committer.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use foldgate_core::{BlockHash, Layer, TrieStore};
 
@@ -28,7 +28,9 @@ impl<S: TrieStore> Calculator<S> {
         let block = entry.block();
         entry.timings.verdict = entry.arrival.elapsed();
         entry.timings.confirm = entry.timings.verdict.saturating_sub(entry.timings.execution);
-        entry.timings.warm_up = entry.shared.warm_up.get().copied().unwrap_or_default();
+        entry.timings.warm_up += entry.shared.warm_up.get().copied().unwrap_or_default();
+        // Relaxed: it only saves work.
+        entry.shared.valid.store(true, Ordering::Relaxed);
         observe::valid(block, entry.mode, &entry.timings);
         let bal = match &entry.bal {
             BalStage::Ready(bal) => Some(bal.raw().clone()),

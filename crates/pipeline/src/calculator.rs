@@ -255,7 +255,7 @@ impl<S: TrieStore> Calculator<S> {
             shared,
         };
         if self.config.warm_up {
-            entry.ahead = AheadStage::Idle(ReadAhead::new(entry.ground.base.clone()));
+            entry.ahead = AheadStage::Idle(Box::new(ReadAhead::new(entry.ground.base.clone())));
         }
         // Before the executor has its handle: what it writes first is read first.
         self.read_ahead(&mut entry);

@@ -24,7 +24,7 @@ use foldgate_core::{
 };
 
 use crate::{
-    durability::{Acknowledge, Acknowledgement},
+    durability::Acknowledgement,
     gate::StateGate,
     halt::{CancelToken, Halt},
     request::BlockResult,
@@ -54,7 +54,7 @@ pub(crate) struct Shared<R: TrieReader> {
     /// Room for the one outcome.
     pub(crate) outcome: Sender<Outcome>,
     /// Room for the one acknowledgement.
-    pub(crate) acknowledge: Acknowledge,
+    pub(crate) acknowledge: Sender<Result<(), Failure>>,
 }
 
 impl<R: TrieReader> Shared<R> {

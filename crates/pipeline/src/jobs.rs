@@ -70,7 +70,7 @@ pub(crate) enum JobMessage<S: TrieStore> {
     /// What executed writes name was read ahead.
     ReadAhead {
         attempt: AttemptId,
-        ahead: ReadAhead<S::Snapshot>,
+        ahead: Box<ReadAhead<S::Snapshot>>,
         /// How many accounts and slots; 0 where it was stopped, or a read failed.
         read: u64,
         took: Duration,

@@ -60,7 +60,7 @@ pub(crate) enum ExecutionStage {
 pub(crate) enum AheadStage<R> {
     /// Not done, or done with: what was read is at the fold's hand.
     Off,
-    Idle(ReadAhead<R>),
+    Idle(Box<ReadAhead<R>>),
     Running,
 }
 

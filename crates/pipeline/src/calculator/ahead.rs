@@ -56,7 +56,12 @@ impl<S: TrieStore> Calculator<S> {
         });
     }
 
-    pub(super) fn on_read_ahead(&mut self, entry: &mut Entry<S::Snapshot>, ahead: ReadAhead<S::Snapshot>, read: u64) {
+    pub(super) fn on_read_ahead(
+        &mut self,
+        entry: &mut Entry<S::Snapshot>,
+        ahead: Box<ReadAhead<S::Snapshot>>,
+        read: u64,
+    ) {
         self.counters.warm_ups_from_writes.add();
         self.counters.writes_read_ahead.add_many(read);
         entry.ahead = AheadStage::Idle(ahead);

@@ -9,6 +9,7 @@ use foldgate_core::{BlockHash, Layer, TrieStore};
 
 use super::Calculator;
 use crate::{
+    acknowledge::Acknowledge,
     config::Canonical,
     halt::Halt,
     jobs::Folded,
@@ -55,7 +56,7 @@ impl<S: TrieStore> Calculator<S> {
         let durability = Durability::InMemory;
         let committed = Committed { layer: Arc::clone(&layer), verdict: Arc::clone(&verdict), durability };
         self.tree.nodes.insert(block.hash, Node::Committed(committed));
-        self.take_in(&layer, by_list, extends, permit, shared.acknowledge.clone());
+        self.take_in(&layer, by_list, extends, permit, Acknowledge::new(shared.acknowledge.clone()));
         // The ticket may be gone: nobody asked.
         let _unasked = shared.outcome.send(Ok(Verdict::Valid(verdict)));
         self.touch_children(&block.hash);

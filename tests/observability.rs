@@ -15,7 +15,7 @@ use foldgate::{
     BlockRequest, BlockResult, FileLog, MemoryStore, Pipeline, PipelineConfig, TrieStore, Verdict,
     core::{BlockAccessIndex, trie::bulk::StateLoad},
     pipeline::{Begun, BlockError, Failure, RebuiltBal, SkipReason},
-    record_log,
+    record_log::Options,
 };
 use foldgate_testing::sim::{Sim, SimBlock, SimSize, load_items};
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
@@ -70,6 +70,11 @@ impl Recorder for Kept {
 impl Kept {
     fn counter(&self, name: &str) -> u64 {
         self.counters.lock().unwrap().get(name).map_or(0, |count| count.load(Ordering::SeqCst))
+    }
+
+    fn gauge(&self, name: &str) -> f64 {
+        let gauges = self.gauges.lock().unwrap();
+        gauges.get(name).map_or(f64::NAN, |value| f64::from_bits(value.load(Ordering::SeqCst)))
     }
 
     fn samples(&self, name: &str) -> Vec<f64> {
@@ -157,7 +162,7 @@ fn everything_is_told_by_its_documented_name() {
     store.load(StateLoad::new(items, genesis.facts.block)).unwrap();
     let config = PipelineConfig::default().with_bal_driven(true).with_shadow(true);
     let folder = tempfile::tempdir().unwrap();
-    let log = FileLog::open(folder.path(), record_log::Options::default()).unwrap();
+    let log = FileLog::open(folder.path(), Options::default()).unwrap();
     let pipeline = Pipeline::open_with_log(store, log, config).unwrap();
     let mut parent = genesis;
     // Three blocks with their lists, one without.
@@ -172,7 +177,10 @@ fn everything_is_told_by_its_documented_name() {
         assert_eq!(timings.decode.is_zero(), !listed, "{timings:?}");
         parent = block;
     }
+    assert_eq!(kept.gauge("foldgate_unflushed_blocks"), 4.0);
+    assert!(kept.gauge("foldgate_unflushed_bytes") > 0.0);
     pipeline.flush().unwrap();
+    assert_eq!((kept.gauge("foldgate_unflushed_blocks"), kept.gauge("foldgate_unflushed_bytes")), (0.0, 0.0));
     // One that is invalid, one whose computations part, one that is dropped.
     let mut wrong = sim.child(&parent);
     wrong.facts.expected_state_root = Some(Default::default());
@@ -220,11 +228,14 @@ fn everything_is_told_by_its_documented_name() {
     assert!(kept.samples("foldgate_hold_to_shadow_seconds").len() >= 4);
     assert!(!kept.samples("foldgate_commit_seconds").is_empty());
     assert_eq!(kept.samples("foldgate_commit_blocks").iter().sum::<f64>(), 4.0);
-    let backlog = kept.gauges.lock().unwrap()["foldgate_commit_backlog"].load(Ordering::SeqCst);
-    assert_eq!(f64::from_bits(backlog), 0.0);
-    // Warm-ups end when they end.
+    assert_eq!(kept.gauge("foldgate_commit_backlog"), 0.0);
+    // Warm-ups end when they end, and so do syncs: each valid block has a record, and its becoming the head another.
     drop(pipeline);
     assert!(kept.samples("foldgate_warm_up_seconds").len() >= 3);
+    assert_eq!(kept.samples("foldgate_acknowledge_seconds").len(), 4);
+    let records = kept.samples("foldgate_log_sync_records");
+    assert_eq!(records.iter().sum::<f64>(), 8.0);
+    assert_eq!(kept.samples("foldgate_log_sync_seconds").len(), records.len());
 
     // Spans and events.
     let spans = heard.spans.lock().unwrap().clone();

@@ -185,7 +185,7 @@ fn a_torn_log_loses_what_was_torn_and_no_more<F: StoreFactory>(factory: &F) {
     // The last bytes are those of the last head, then come those of the last block.
     let mut files: Vec<_> = fs::read_dir(dir.path().join("log")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let newest = files.iter().rfind(|path| path.extension().is_some()).unwrap();
+    let newest = files.iter().rfind(|path| path.extension().is_some() && fs::read(path).unwrap()[0] != 0).unwrap();
     let bytes = fs::read(newest).unwrap();
     let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     fs::write(newest, &bytes[..end - 100]).unwrap();

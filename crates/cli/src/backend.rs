@@ -11,6 +11,10 @@ use std::{
 
 use clap::ValueEnum;
 use foldgate_core::{BalStore, MemoryStore, TrieStore};
+use foldgate_record_log::{FileLog, LogError, Options as LogOptions};
+
+/// The folder of the record log within a store's directory.
+const LOG: &str = "log";
 
 /// The stores that the tool can work on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -48,6 +52,14 @@ pub enum BackendError {
         path: PathBuf,
         /// The store's reason.
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// The record log beside the store does not open.
+    #[error("opening the record log in {}", path.display())]
+    Log {
+        /// The log's folder.
+        path: PathBuf,
+        /// The log's reason.
+        source: Box<LogError>,
     },
     /// A directory was named for a store that has none.
     #[error("the memory backend keeps nothing, so it takes no directory (got {})", path.display())]
@@ -223,6 +235,8 @@ fn open_error(backend: BackendKind, directory: &Path, error: impl Error + Send +
 pub struct Home<S> {
     // Dropped in this order: the store is closed before its directory is removed.
     store: Arc<S>,
+    /// `None` for a store that has none.
+    directory: Option<PathBuf>,
     _temporary: Option<tempfile::TempDir>,
 }
 
@@ -246,8 +260,9 @@ impl<S> Home<S> {
             None if backend.is_durable() => Some(tempfile::tempdir().map_err(BackendError::TemporaryDirectory)?),
             _ => None,
         };
-        let path = temporary.as_ref().map_or(directory.unwrap_or(Path::new("")), tempfile::TempDir::path);
-        Ok(Self { store: Arc::new(backend.open(path, cache_bytes)?), _temporary: temporary })
+        let path = temporary.as_ref().map(tempfile::TempDir::path).or(directory);
+        let store = Arc::new(backend.open(path.unwrap_or(Path::new("")), cache_bytes)?);
+        Ok(Self { store, directory: path.map(Path::to_owned), _temporary: temporary })
     }
 
     /// Opens a fresh store in a temporary directory, made in `place`.
@@ -260,12 +275,26 @@ impl<S> Home<S> {
         cache_bytes: usize,
     ) -> Result<Self, BackendError> {
         let temporary = tempfile::tempdir_in(place).map_err(BackendError::TemporaryDirectory)?;
-        Ok(Self { store: Arc::new(backend.open(temporary.path(), cache_bytes)?), _temporary: Some(temporary) })
+        let store = Arc::new(backend.open(temporary.path(), cache_bytes)?);
+        let directory = backend.is_durable().then(|| temporary.path().to_owned());
+        Ok(Self { store, directory, _temporary: Some(temporary) })
     }
 
     /// The store.
     pub const fn store(&self) -> &Arc<S> {
         &self.store
+    }
+
+    /// Opens the record log beside the store; `None` for a store that is gone when the command ends.
+    ///
+    /// # Errors
+    /// [`BackendError::Log`].
+    pub fn log(&self) -> Result<Option<FileLog>, BackendError> {
+        let Some(path) = self.directory.as_ref().map(|directory| directory.join(LOG)) else { return Ok(None) };
+        match FileLog::open(&path, LogOptions::DEFAULT) {
+            Ok(log) => Ok(Some(log)),
+            Err(source) => Err(BackendError::Log { path, source: Box::new(source) }),
+        }
     }
 }
 

@@ -35,6 +35,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     args::ModeArg,
+    backend::{BackendError, Home},
     reasons::Reasons,
     shadow::{self, ShadowFigures},
 };
@@ -190,6 +191,23 @@ pub enum ImportError {
     /// A pipeline could not be opened.
     #[error("opening the pipeline")]
     Open(#[source] Box<dyn Error + Send + Sync>),
+    /// The record log could not be had.
+    #[error(transparent)]
+    Log(#[from] BackendError),
+}
+
+/// Opens a pipeline as a node does: with a record log beside a durable store, which is written in the background. What an
+/// interrupted run has recorded, and not brought into the store, is recovered.
+///
+/// # Errors
+/// [`ImportError::Open`], [`ImportError::Log`], or [`ImportError::Config`].
+pub fn open_pipeline<S: BalStore>(home: &Home<S>, mode: ModeArg) -> Result<Pipeline<S>, ImportError> {
+    let (store, config) = (Arc::clone(home.store()), shadow::config(mode)?);
+    let opened = match home.log()? {
+        Some(log) => Pipeline::open_with_log(store, log, config),
+        None => Pipeline::open(store, config),
+    };
+    opened.map_err(|error| ImportError::Open(Box::new(error)))
 }
 
 /// One pipeline, and the block that it stands at.
@@ -216,25 +234,10 @@ struct Waiting {
 }
 
 impl<'a, S: BalStore> Importer<'a, S> {
-    /// Opens a pipeline on the store, which stands at `parent`.
-    ///
-    /// # Errors
-    /// [`ImportError::Open`], or [`ImportError::Config`].
-    pub fn open(
-        spec: &'a ChainSpec,
-        store: Arc<S>,
-        parent: Sealed<Header>,
-        mode: ModeArg,
-    ) -> Result<Self, ImportError> {
-        let config = shadow::config(mode)?;
-        let pipeline = Pipeline::open(store, config).map_err(|error| ImportError::Open(Box::new(error)))?;
-        let shadow = (mode == ModeArg::Shadow).then(ShadowFigures::default);
-        Ok(Self { spec, pipeline, parent, summary: Summary { shadow, ..Summary::default() } })
-    }
-
     /// Goes on with a pipeline that stands at `parent`.
-    pub fn with_pipeline(spec: &'a ChainSpec, pipeline: Pipeline<S>, parent: Sealed<Header>) -> Self {
-        Self { spec, pipeline, parent, summary: Summary::default() }
+    pub fn new(spec: &'a ChainSpec, pipeline: Pipeline<S>, parent: Sealed<Header>, mode: ModeArg) -> Self {
+        let shadow = (mode == ModeArg::Shadow).then(ShadowFigures::default);
+        Self { spec, pipeline, parent, summary: Summary { shadow, ..Summary::default() } }
     }
 
     /// What was done so far.

@@ -66,6 +66,8 @@ pub struct Summary {
     pub generated: u64,
     /// How often a generated chain went over to another branch.
     pub generated_reorgs: u64,
+    /// How often its head moved to a branch that left it below its durable tip.
+    pub generated_below_tip: u64,
     /// Files that are none of these.
     pub other_files: u64,
 }
@@ -98,9 +100,14 @@ pub(crate) fn command(args: &ValidateArgs, out: &mut dyn Write, notes: &mut dyn 
     let summary = run(args, notes)?;
     if !args.json {
         let Summary { blocks, folded_ahead, folded_incremental, compared, divergences, wrong, .. } = &summary;
-        let Summary { tests, tests_skipped, witnesses, chains, generated, generated_reorgs, .. } = &summary;
+        let Summary {
+            tests, tests_skipped, witnesses, chains, generated, generated_reorgs, generated_below_tip, ..
+        } = &summary;
         writeln!(out, "data    {tests} tests ({tests_skipped} skipped), {witnesses} witnesses, {chains} chains")?;
-        writeln!(out, "        {generated} generated blocks, {generated_reorgs} reorganisations")?;
+        writeln!(
+            out,
+            "        {generated} generated blocks, {generated_reorgs} reorganisations, {generated_below_tip} below the tip"
+        )?;
         writeln!(out, "blocks  {blocks}: {folded_ahead} folded ahead, {folded_incremental} incremental")?;
         writeln!(out, "shadow  {compared} compared: {divergences} divergences")?;
         writeln!(out, "wrong   {wrong}")?;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use alloy_consensus::Block as WireBlock;
+use alloy_primitives::{B256, U256};
 use alloy_rlp::Decodable;
 use common::{DemoChain, chain, count};
 use foldgate_cli::{
@@ -22,8 +23,10 @@ use foldgate_cli::{
     import::ImportError,
     replay::{Gap, ReplayError},
 };
+use foldgate_core::{Account, StateAnchor, TrieReader, TrieStore};
 use foldgate_evm::Transaction;
 use foldgate_pipeline::InvalidReason;
+use foldgate_storage_redb::RedbStore;
 use foldgate_testing::ReadError;
 use serde_json::{Value, json};
 
@@ -195,6 +198,46 @@ fn a_wrong_state_root_stops_the_replay_behind_the_last_good_block() {
         }
         let rest = chain.replay(&chain.path("chain.rlp"), &db).unwrap().json();
         assert_eq!(count(&rest, "blocks"), 1, "the blocks before it are durable");
+    }
+}
+
+/// An account with its slots.
+type Leaves = (B256, Account, Vec<(B256, U256)>);
+
+/// The leaves of a store in a directory, and where it stands.
+fn leaves(directory: &Path) -> (StateAnchor, Vec<Leaves>) {
+    let store = RedbStore::open(directory, foldgate_storage_redb::Options::default()).unwrap();
+    let snapshot = store.snapshot().unwrap();
+    let accounts = snapshot.accounts_from(&B256::ZERO, 1 << 20).unwrap();
+    let with_slots = accounts.into_iter().map(|(hashed_address, account)| {
+        let slots = snapshot.slots_from(&hashed_address, &B256::ZERO, 1 << 20).unwrap();
+        (hashed_address, account, slots)
+    });
+    let leaves = with_slots.collect();
+    (snapshot.anchor(), leaves)
+}
+
+/// What was imported when a run was cut off is in the log, though not in the store, and is not imported again.
+#[test]
+fn an_interrupted_replay_is_taken_up_where_it_was() {
+    let chain = DemoChain::new(9);
+    let mut blocks = chain.blocks();
+    let mut wrong = WireBlock::<Transaction>::decode(&mut &blocks[6][..]).unwrap();
+    wrong.header.state_root.0[0] ^= 1;
+    blocks[6] = alloy_rlp::encode(&wrong);
+    let stops = chain.write("stops.rlp", &blocks[..7]);
+    for mode in ["bal", "incremental", "shadow"] {
+        let (cut_off, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let replay = |file: &Path, store: &Path| chain.replay(file, &["--db", store.to_str().unwrap(), "--mode", mode]);
+        replay(&stops, cut_off.path()).unwrap_err();
+        assert_eq!(leaves(cut_off.path()).0.block.number, 0, "the newest blocks are not in the store yet");
+        let rest = replay(&chain.path("chain.rlp"), cut_off.path()).unwrap().json();
+        assert_eq!((count(&rest, "blocks"), count(&rest, "roots_ok")), (3, 3), "{mode}");
+        let all = replay(&chain.path("chain.rlp"), whole.path()).unwrap().json();
+        assert_eq!(count(&all, "blocks"), 9);
+        let (got, expected) = (leaves(cut_off.path()), leaves(whole.path()));
+        assert_eq!(got.0.block.number, 9);
+        assert_eq!(got, expected);
     }
 }
 

@@ -29,7 +29,7 @@ fn generated_chains_on_every_backend() {
         let [ahead, incremental, compared] =
             ["folded_ahead", "folded_incremental", "compared"].map(|key| count(&json, key));
         assert!(ahead > 200 && incremental > 5 && compared >= ahead, "{json}");
-        assert!(count(&json, "generated_reorgs") > 5, "{json}");
+        assert!(count(&json, "generated_reorgs") > 5 && count(&json, "generated_below_tip") > 5, "{json}");
         json.as_object_mut().unwrap().remove("backend");
         sums.push(json);
     }

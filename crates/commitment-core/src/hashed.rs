@@ -110,6 +110,15 @@ impl AccountDelta {
     }
 }
 
+/// An account that was written, or one of its slots. An account comes before its slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WrittenKey {
+    /// keccak256 of the address.
+    pub hashed_address: B256,
+    /// keccak256 of the slot.
+    pub hashed_slot: Option<B256>,
+}
+
 /// The changes of a block, or of several in order, in hashed keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HashedPostState {
@@ -136,6 +145,16 @@ impl HashedPostState {
     ///
     /// `hasher` keeps its buffers from call to call.
     pub fn apply_writes(&mut self, writes: &StateWrites, hasher: &mut KeyHasher) {
+        self.apply_writes_noting(writes, hasher, |_| {});
+    }
+
+    /// The same; `note` is told of every account and slot that nothing was known of before.
+    pub fn apply_writes_noting(
+        &mut self,
+        writes: &StateWrites,
+        hasher: &mut KeyHasher,
+        mut note: impl FnMut(WrittenKey),
+    ) {
         let keys = hasher.hash_writes(writes);
         let mut slots = keys.slots.iter();
         for ((_, write), hashed_address) in writes.accounts.iter().zip(keys.addresses) {
@@ -143,7 +162,13 @@ impl HashedPostState {
             if write.is_empty() {
                 continue;
             }
-            let delta = self.accounts.entry(*hashed_address).or_default();
+            let delta = match self.accounts.entry(*hashed_address) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    note(WrittenKey { hashed_address: *hashed_address, hashed_slot: None });
+                    place.insert(AccountDelta::default())
+                }
+            };
             if write.deleted {
                 delta.delete();
             }
@@ -159,9 +184,21 @@ impl HashedPostState {
                 }
             }
             for ((_, value), hashed_slot) in write.storage.iter().zip(hashed_slots.by_ref()) {
-                delta.storage.insert(*hashed_slot, *value);
+                if delta.storage.insert(*hashed_slot, *value).is_none() {
+                    note(WrittenKey { hashed_address: *hashed_address, hashed_slot: Some(*hashed_slot) });
+                }
             }
         }
+    }
+
+    /// Every account and slot that something is known of, in no order.
+    pub fn written_keys(&self) -> impl Iterator<Item = WrittenKey> {
+        self.accounts.iter().flat_map(|(hashed_address, delta)| {
+            let slots = delta.storage.keys().map(|slot| Some(*slot));
+            std::iter::once(None)
+                .chain(slots)
+                .map(|hashed_slot| WrittenKey { hashed_address: *hashed_address, hashed_slot })
+        })
     }
 
     /// Applies the accumulated changes of a later block.

@@ -9,8 +9,9 @@
 //!
 //! Every event touches a block; `Calculator::step` (in `steps.rs`) then does whatever has become possible for it, and touches its
 //! children when they may profit. A step is a function of the block's stages and its parent's, so the order in which
-//! events arrive does not matter (`orders` goes through all of them). How blocks end is in `ends.rs`, what becomes durable in `canonical.rs`, and when in
-//! `durable.rs`; how states below and beside the durable tip are reached in `ways.rs`, how the shadow goes along in
+//! events arrive does not matter (`orders` goes through all of them). How blocks end is in `ends.rs`, what becomes durable
+//! in `canonical.rs`, and when in `durable.rs`; what becomes of access lists in `lists.rs`, how executed writes are read
+//! ahead in `ahead.rs`; how states below and beside the durable tip are reached in `ways.rs`, how the shadow goes along in
 //! `shadowing.rs`. Requests are taken first, because a result may overtake its request's successors.
 //!
 //! Invariants:
@@ -19,9 +20,11 @@
 //! 2. A block's fold starts only when its parent is committed, in memory or durably: never on what a list claims.
 //! 3. An outcome is sent once; a block whose outcome was sent is out of the tree's blocks in flight.
 
+mod ahead;
 mod canonical;
 mod durable;
 mod ends;
+mod lists;
 #[cfg(test)]
 mod orders;
 mod shadowing;
@@ -35,7 +38,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use alloy_primitives::Bytes;
 use crossbeam_channel::{Receiver, Sender, select_biased};
 use foldgate_core::{
-    BlockHash, BlockNumHash, Cached, Layer, PageCache, StateAnchor, TrieReader, TrieStore, Version, trie::FoldError,
+    BlockHash, BlockNumHash, Layer, PageCache, ReadAhead, StateAnchor, TrieReader, TrieStore, trie::FoldError,
 };
 
 use crate::{
@@ -45,14 +48,13 @@ use crate::{
     counters::{Counters, SkipReason},
     ground::Ground,
     halt::Halt,
-    handle::{Execution, ExecutionEnd, Shared},
+    handle::{Execution, ExecutionNews, Shared},
     holdings::Holdings,
-    jobs::{self, Folded, JobMessage, Prepared},
-    observe::Work,
+    jobs::{self, Folded, JobMessage},
     permits::Permit,
     pipeline::{Admission, BeginError, CanonicalError},
     request::{BalInput, BlockRequest},
-    tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node, ParentStatus, Tree},
+    tree::{AheadStage, BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node, ParentStatus, Tree},
     verdict::{BlockTimings, ConfirmedBy, Failure, InvalidReason, Mode, Verdict},
 };
 
@@ -260,7 +262,7 @@ impl<S: TrieStore> Calculator<S> {
                 BalStage::Preparing
             }
         };
-        let entry = Entry {
+        let mut entry = Entry {
             parent,
             ground,
             permit: Some(permit),
@@ -269,6 +271,8 @@ impl<S: TrieStore> Calculator<S> {
             sourced: plan.sourced,
             execution: ExecutionStage::Running,
             executed: None,
+            ahead: AheadStage::Off,
+            written: Vec::new(),
             fold: FoldStage::Idle,
             gate_opened: false,
             compare: CompareStage::Idle,
@@ -280,6 +284,11 @@ impl<S: TrieStore> Calculator<S> {
             timings: BlockTimings::default(),
             shared,
         };
+        if self.config.warm_up {
+            entry.ahead = AheadStage::Idle(Box::new(ReadAhead::new(entry.ground.base.clone())));
+        }
+        // Before the executor has its handle: what it writes first is read first.
+        self.read_ahead(&mut entry);
         self.tree.attempts.insert(entry.shared.attempt, block.hash);
         self.tree.children.entry(parent.hash).or_default().push(block.hash);
         self.tree.nodes.insert(block.hash, Node::InFlight(Box::new(entry)));
@@ -343,57 +352,28 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    fn prepare(
-        &self,
-        shared: &Arc<Shared<S::Snapshot>>,
-        raw: Bytes,
-        base: Cached<S::Snapshot>,
-        tries: Option<Version>,
-    ) {
-        let (shared, answers, warm_up) = (Arc::clone(shared), self.answers.clone(), self.config.warm_up);
-        self.pool.spawn(Work::Decode, &self.answers, &Arc::clone(&shared), move || {
-            let begin = Instant::now();
-            let attempt = shared.attempt;
-            let prepared = jobs::prepare(raw, &shared.facts);
-            let took = begin.elapsed();
-            let Prepared::Good(good) = &prepared else {
-                return Some(JobMessage::Prepared { attempt, prepared, took });
-            };
-            // An attempt is prepared once, so nothing is there yet.
-            let _first = shared.listed.set(Arc::clone(good));
-            // The answer goes first: neither the fold nor the judgement waits for the warm-up.
-            let good = Arc::clone(good);
-            let answered = answers.send(JobMessage::Prepared { attempt, prepared, took });
-            if warm_up && answered.is_ok() {
-                let begin = Instant::now();
-                Work::WarmUp.span(shared.facts.block).in_scope(|| {
-                    jobs::warm_up(&good, &base, tries.as_ref(), || shared.gate.token().is_cancelled());
-                });
-                let took = begin.elapsed();
-                // An attempt is warmed up once, too.
-                let _first = shared.warm_up.set(took);
-                Work::WarmUp.took(took);
-            }
-            None
-        });
-    }
-
     fn on_execution(&mut self, message: Execution) {
         let block = message.facts.block;
         if self.tree.attempts.get(&message.attempt) != Some(&block.hash) {
-            if !matches!(message.end, ExecutionEnd::Dropped) {
+            if !matches!(message.news, ExecutionNews::Wrote(_) | ExecutionNews::Dropped) {
                 self.counters.late_messages.add();
             }
             return;
         }
-        match message.end {
-            ExecutionEnd::Finished { state, result } => {
+        match message.news {
+            ExecutionNews::Wrote(keys) => {
+                let Some(Node::InFlight(entry)) = self.tree.nodes.get_mut(&block.hash) else { return };
+                entry.written.extend(keys);
+                self.touched.push_back(block.hash);
+            }
+            ExecutionNews::Finished { state, untold, result } => {
                 let Some(Node::InFlight(entry)) = self.tree.nodes.get_mut(&block.hash) else { return };
                 entry.timings.execution = entry.arrival.elapsed();
+                entry.written.extend(untold);
                 entry.execution = ExecutionStage::Finished { recorded: state, result };
                 self.touched.push_back(block.hash);
             }
-            ExecutionEnd::Rejected(reason) => {
+            ExecutionNews::Rejected(reason) => {
                 let Some(entry) = self.tree.take(&block.hash) else { return };
                 match entry.shared.read_failure.get().cloned() {
                     // A failed read can look like an invalid block: it is not one.
@@ -401,17 +381,18 @@ impl<S: TrieStore> Calculator<S> {
                     None => self.close_invalid(entry, InvalidReason::Execution(reason)),
                 }
             }
-            ExecutionEnd::Failed(error) => {
+            ExecutionNews::Failed(error) => {
                 let Some(entry) = self.tree.take(&block.hash) else { return };
                 self.close_failed(entry, Failure::Executor(error));
             }
-            ExecutionEnd::Dropped => self.halt(&block.hash, Halt::HandleDropped),
+            ExecutionNews::Dropped => self.halt(&block.hash, Halt::HandleDropped),
         }
     }
 
     fn on_answer(&mut self, answer: JobMessage<S>) {
         let attempt = match &answer {
             JobMessage::Prepared { attempt, .. }
+            | JobMessage::ReadAhead { attempt, .. }
             | JobMessage::Folded { attempt, .. }
             | JobMessage::Compared { attempt, .. }
             | JobMessage::Shadowed { attempt, .. }
@@ -441,6 +422,11 @@ impl<S: TrieStore> Calculator<S> {
             JobMessage::Prepared { prepared, took, .. } => {
                 entry.timings.decode = took;
                 self.on_prepared(&mut entry, prepared)
+            }
+            JobMessage::ReadAhead { ahead, read, took, .. } => {
+                entry.timings.warm_up += took;
+                self.on_read_ahead(&mut entry, ahead, read);
+                Progress::Pending
             }
             JobMessage::Folded { generation, folded, .. } if generation == entry.generation => match folded {
                 Ok(folded) => {
@@ -472,45 +458,6 @@ impl<S: TrieStore> Calculator<S> {
         };
         self.settle(entry, closed);
         self.touched.push_back(hash);
-    }
-
-    fn on_prepared(&mut self, entry: &mut Entry<S::Snapshot>, prepared: Prepared) -> Progress {
-        let committed_to = entry.shared.facts.expected_bal_hash.is_some();
-        match prepared {
-            Prepared::Good(bal) => {
-                entry.bal = BalStage::Ready(bal);
-                Progress::Pending
-            }
-            Prepared::WrongHash { got, expected } if !entry.sourced => {
-                Progress::Invalid(InvalidReason::BalHashMismatch { got, expected })
-            }
-            Prepared::Malformed(error) if committed_to => Progress::Invalid(InvalidReason::BalMalformed(error)),
-            Prepared::WrongHash { .. } | Prepared::Malformed(_) => {
-                self.drop_bal(entry, SkipReason::BalRefused);
-                Progress::Pending
-            }
-        }
-    }
-
-    /// A list that comes by itself: good as long as the block executes.
-    fn on_bal(&mut self, block: &BlockHash, raw: Bytes) {
-        let waiting = |entry: &Entry<S::Snapshot>| entry.mode == Mode::Incremental(SkipReason::NoBal);
-        let Some(mut entry) = self.tree.take(block) else { return self.counters.bals_late.add() };
-        match &entry.execution {
-            ExecutionStage::Running if waiting(&entry) => {
-                let plan = Plan { mode: Mode::BalDriven, raw: Some(raw.clone()), sourced: true };
-                (entry.mode, entry.sourced, entry.bal) = (plan.mode, plan.sourced, BalStage::Preparing);
-                entry.shadow = self.shadow_stage(&plan);
-                self.prepare(&entry.shared, raw, entry.ground.base.clone(), self.tree.nearest_tries(entry.parent));
-            }
-            ExecutionStage::Finished { .. } if waiting(&entry) && matches!(entry.fold, FoldStage::Idle) => {
-                self.counters.bals_late.add();
-                entry.mode = Mode::Incremental(SkipReason::Late);
-            }
-            _ => self.counters.bals_late.add(),
-        }
-        self.tree.nodes.insert(*block, Node::InFlight(entry));
-        self.touched.push_back(*block);
     }
 
     fn on_control(&mut self, control: Control<S::Snapshot>) {

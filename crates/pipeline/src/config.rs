@@ -97,7 +97,8 @@ pub struct PipelineConfig {
     pub canonical: Canonical,
     /// What a wrong early root leads to.
     pub on_early_mismatch: OnEarlyMismatch,
-    /// Whether a block's records are read ahead of its execution.
+    /// Whether a block's records are read ahead: ahead of its execution where it has a list, else ahead of its fold, as its
+    /// execution writes them.
     pub warm_up: bool,
     /// How many bytes of memory the page cache over the durable state may take; with none, every read that no block in
     /// memory answers goes to the store.

@@ -103,6 +103,10 @@ counters! {
     folds_before_execution_ended,
     /// Folds started from executed writes.
     folds_incremental,
+    /// Warm-ups from executed writes: each reads ahead what was written while the one before it ran.
+    warm_ups_from_writes,
+    /// Accounts and slots that they read ahead, with the rows on their paths.
+    writes_read_ahead,
     /// Blocks whose fold gate was opened by the durable state: the first of a batch.
     gates_opened_from_durable,
     /// Blocks whose fold gate was opened by a parent committed in memory.

@@ -26,10 +26,9 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use foldgate_core::{BlockNumHash, BlockNumber, BlockRecord, Layer, Record, RecordLog, Redo};
 
-use crate::{jobs::panic_message, permits::Permit, pipeline::CanonicalError, verdict::Failure};
-
-/// Tells whoever waits that a block is durable, or never will be.
-pub(crate) type Acknowledge = Sender<Result<(), Failure>>;
+use crate::{
+    acknowledge::Acknowledge, jobs::panic_message, observe, permits::Permit, pipeline::CanonicalError, verdict::Failure,
+};
 
 /// Why a block is not acknowledged.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -177,7 +176,7 @@ impl<L: RecordLog> LogKeeper<L> {
 
     fn write(&mut self, records: &[Record]) -> Result<(), L::Error> {
         records.iter().try_for_each(|record| self.log.append(record))?;
-        if records.is_empty() { Ok(()) } else { self.log.sync() }
+        if records.is_empty() { Ok(()) } else { observe::syncing(records.len(), || self.log.sync()) }
     }
 }
 

@@ -4,20 +4,27 @@
 //! 1. One producer per block: the handle cannot be cloned, and `finish`, `reject`, `fail` and `stop` consume it.
 //! 2. Dropping the handle without any of them cancels the block and wakes an executor that waits in a read.
 //! 3. Exactly one closing message goes to the calculator, whatever happens.
+//! 4. What is written is told ahead of that only when the calculator asks for it, so that many writes go together, and
+//!    nothing is waited for.
 
 use std::{
     error::Error,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use foldgate_bal::Bal;
-use foldgate_core::{BlockAccessIndex, BlockFacts, EmptyAccounts, HashedPostState, KeyHasher, StateWrites, TrieReader};
+use foldgate_core::{
+    BlockAccessIndex, BlockFacts, EmptyAccounts, HashedPostState, KeyHasher, StateWrites, TrieReader, WrittenKey,
+};
 
 use crate::{
-    durability::{Acknowledge, Acknowledgement},
+    durability::Acknowledgement,
     gate::StateGate,
     halt::{CancelToken, Halt},
     request::BlockResult,
@@ -40,10 +47,14 @@ pub(crate) struct Shared<R: TrieReader> {
     pub(crate) listed: Arc<OnceLock<Arc<Bal>>>,
     /// How long the block's warm-up took, once it has ended.
     pub(crate) warm_up: OnceLock<Duration>,
+    /// Whether the calculator asks for what was written. It sets this, the handle takes it back with its answer.
+    pub(crate) asks_for_writes: AtomicBool,
+    /// Whether the block was found valid: what would be read ahead for it serves nobody any more.
+    pub(crate) valid: AtomicBool,
     /// Room for the one outcome.
     pub(crate) outcome: Sender<Outcome>,
     /// Room for the one acknowledgement.
-    pub(crate) acknowledge: Acknowledge,
+    pub(crate) acknowledge: Sender<Result<(), Failure>>,
 }
 
 impl<R: TrieReader> Shared<R> {
@@ -58,26 +69,38 @@ impl<R: TrieReader> Shared<R> {
             read_failure: Arc::default(),
             listed: Arc::default(),
             warm_up: OnceLock::new(),
+            asks_for_writes: AtomicBool::new(false),
+            valid: AtomicBool::new(false),
             outcome,
             acknowledge,
         });
         (shared, VerdictTicket { outcome: outcome_in, acknowledged })
     }
+
+    /// Whether the block has ended, so that nothing need be read ahead for it.
+    pub(crate) fn is_over(&self) -> bool {
+        // Relaxed: it only saves work.
+        self.valid.load(Ordering::Relaxed) || self.gate.token().is_cancelled()
+    }
 }
 
-/// The closing message of an executor.
+/// A message of an executor.
 #[derive(Debug)]
 pub(crate) struct Execution {
     pub(crate) attempt: AttemptId,
     pub(crate) facts: BlockFacts,
-    pub(crate) end: ExecutionEnd,
+    pub(crate) news: ExecutionNews,
 }
 
+/// All but the first are closing messages.
 #[derive(Debug)]
-pub(crate) enum ExecutionEnd {
-    /// `state` is `None` if the executor recorded nothing.
+pub(crate) enum ExecutionNews {
+    /// What was written since the last such message.
+    Wrote(Vec<WrittenKey>),
+    /// `state` is `None` if the executor recorded nothing; `untold` was written since the last message.
     Finished {
         state: Option<Arc<HashedPostState>>,
+        untold: Vec<WrittenKey>,
         result: BlockResult,
     },
     Rejected(Arc<dyn Error + Send + Sync>),
@@ -116,6 +139,8 @@ pub struct BlockHandle<R: TrieReader> {
     results: Sender<Execution>,
     ticket: VerdictTicket,
     state: HashedPostState,
+    /// What was written since the calculator was told; `None` until it asks.
+    untold: Option<Vec<WrittenKey>>,
     hasher: KeyHasher,
     last_index: Option<u64>,
     closed: bool,
@@ -134,6 +159,7 @@ impl<R: TrieReader> BlockHandle<R> {
             results,
             ticket,
             state: HashedPostState::new(EmptyAccounts::Keep),
+            untold: None,
             hasher: KeyHasher::default(),
             last_index: None,
             closed: false,
@@ -182,43 +208,69 @@ impl<R: TrieReader> BlockHandle<R> {
             return Err(RecordError::OutOfOrder { got, last });
         }
         self.last_index = Some(got);
-        self.state.apply_writes(writes, &mut self.hasher);
+        let untold = &mut self.untold;
+        self.state
+            .apply_writes_noting(writes, &mut self.hasher, |key| untold.iter_mut().for_each(|keys| keys.push(key)));
+        self.tell_writes();
         Ok(())
+    }
+
+    /// Tells the calculator what was written, if it asks and there is anything to tell.
+    fn tell_writes(&mut self) {
+        // Relaxed: what is told goes through the channel.
+        let asks = &self.shared.asks_for_writes;
+        let nothing = self.untold.as_ref().map_or(self.state.is_empty(), Vec::is_empty);
+        if nothing || !asks.load(Ordering::Relaxed) || !asks.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let written = match &mut self.untold {
+            Some(untold) => std::mem::take(untold),
+            untold => {
+                *untold = Some(Vec::new());
+                self.state.written_keys().collect()
+            }
+        };
+        self.send(ExecutionNews::Wrote(written));
     }
 
     /// Ends the execution of a block that the executor found valid. The next block's execution may start at once.
     pub fn finish(mut self, result: BlockResult) -> VerdictTicket {
         let state = self.last_index.map(|_| Arc::new(std::mem::take(&mut self.state)));
-        self.close(ExecutionEnd::Finished { state, result });
+        let untold = self.untold.take().unwrap_or_default();
+        self.close(ExecutionNews::Finished { state, untold, result });
         self.ticket.again()
     }
 
     /// Ends the execution of a block that the executor found invalid. If a read of the parent's state had failed, the
     /// block stays unjudged all the same: executors may mistake a failed read for an invalid block.
     pub fn reject(mut self, reason: impl Error + Send + Sync + 'static) -> VerdictTicket {
-        self.close(ExecutionEnd::Rejected(Arc::new(reason)));
+        self.close(ExecutionNews::Rejected(Arc::new(reason)));
         self.ticket.again()
     }
 
     /// Ends an execution that failed for reasons of the machine: the block stays unjudged.
     pub fn fail(mut self, error: impl Error + Send + Sync + 'static) -> VerdictTicket {
-        self.close(ExecutionEnd::Failed(Arc::new(error)));
+        self.close(ExecutionNews::Failed(Arc::new(error)));
         self.ticket.again()
     }
 
     /// Stops: cancels the block if it was not stopped already, and gives the ticket that tells why.
     pub fn stop(mut self) -> VerdictTicket {
-        self.close(ExecutionEnd::Dropped);
+        self.close(ExecutionNews::Dropped);
         self.ticket.again()
     }
 
-    fn close(&mut self, end: ExecutionEnd) {
+    fn close(&mut self, end: ExecutionNews) {
         self.closed = true;
-        if matches!(end, ExecutionEnd::Dropped) {
+        if matches!(end, ExecutionNews::Dropped) {
             // Here already, not only when the calculator gets the message: a clone of the view may be waiting.
             self.shared.gate.cancel(Halt::HandleDropped);
         }
-        let message = Execution { attempt: self.shared.attempt, facts: self.shared.facts, end };
+        self.send(end);
+    }
+
+    fn send(&self, news: ExecutionNews) {
+        let message = Execution { attempt: self.shared.attempt, facts: self.shared.facts, news };
         // The receiver is gone only when the pipeline is: then the ticket yields `Shutdown`.
         let _shut_down = self.results.send(message);
     }
@@ -227,7 +279,7 @@ impl<R: TrieReader> BlockHandle<R> {
 impl<R: TrieReader> Drop for BlockHandle<R> {
     fn drop(&mut self) {
         if !self.closed {
-            self.close(ExecutionEnd::Dropped);
+            self.close(ExecutionNews::Dropped);
         }
     }
 }

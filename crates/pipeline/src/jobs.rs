@@ -20,8 +20,8 @@ use alloy_primitives::{B256, Bytes};
 use crossbeam_channel::Sender;
 use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch};
 use foldgate_core::{
-    AccountInfo, BlockFacts, BlockNumHash, Cached, HashedPostState, Layer, Overlay, StateAnchor, TrieReader, TrieStore,
-    Version,
+    AccountInfo, BlockFacts, BlockNumHash, Cached, HashedPostState, Layer, Overlay, ReadAhead, StateAnchor,
+    TouchedAccount, TrieReader, TrieStore, Version, Warmed, WrittenKey,
     affinity::keep_on_processor,
     compute_way, resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
@@ -65,6 +65,14 @@ pub(crate) enum JobMessage<S: TrieStore> {
     Prepared {
         attempt: AttemptId,
         prepared: Prepared,
+        took: Duration,
+    },
+    /// What executed writes name was read ahead.
+    ReadAhead {
+        attempt: AttemptId,
+        ahead: Box<ReadAhead<S::Snapshot>>,
+        /// How many accounts and slots; 0 where it was stopped, or a read failed.
+        read: u64,
         took: Duration,
     },
     Folded {
@@ -123,6 +131,21 @@ pub(crate) fn prepare(raw: Bytes, facts: &BlockFacts) -> Prepared {
 /// changes. Stops when told to, and at the first failure: whoever needs the record will meet it again.
 pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Cached<R>, tries: Option<&Version>, stop: impl Fn() -> bool) {
     let _as_far_as_it_got = reader.warm(&bal.touched(), tries, stop);
+}
+
+/// Brings in what written keys name, as [`warm_up`] does what a list names. Gives how many keys that were, if all of it went
+/// well: whoever needs what is missing will meet the failure again.
+pub(crate) fn read_ahead<R: TrieReader>(
+    ahead: &mut ReadAhead<R>,
+    written: Vec<WrittenKey>,
+    tries: Option<&Version>,
+    stop: impl Fn() -> bool,
+) -> u64 {
+    let keys = written.len() as u64;
+    match ahead.read(&TouchedAccount::of_written(written), tries, stop) {
+        Ok(Warmed::Whole) => keys,
+        Ok(Warmed::Stopped) | Err(_) => 0,
+    }
 }
 
 /// Resolves accumulated changes, which were at hand since `ready`, against the parent's state and folds them.
@@ -213,8 +236,9 @@ impl Pool {
     ) {
         let (answers, shared) = (answers.clone(), Arc::clone(shared));
         self.run(move || {
-            // The calculator stopped the block, or the message of its handle's end is on the way.
-            if shared.gate.token().is_cancelled() {
+            // The calculator stopped the block, or the message of its handle's end is on the way; or it was found valid
+            // while a warm-up was waiting for a thread.
+            if shared.is_over() {
                 return;
             }
             let attempt = shared.attempt;

@@ -20,6 +20,7 @@
 //!
 //! It works on any [`foldgate_core::TrieStore`] and knows no backend's name.
 
+mod acknowledge;
 mod advance;
 mod calculator;
 mod committer;

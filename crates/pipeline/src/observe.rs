@@ -9,7 +9,7 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use foldgate_core::BlockNumHash;
@@ -26,6 +26,11 @@ use crate::{
 pub(crate) const SKIPS: &str = "foldgate_skips";
 /// Blocks handed to the committer and not durable yet.
 pub(crate) const COMMIT_BACKLOG: &str = "foldgate_commit_backlog";
+
+/// Canonical blocks that are not in the store, those handed to the committer included.
+pub(crate) const UNFLUSHED_BLOCKS: &str = "foldgate_unflushed_blocks";
+/// How many bytes of leaves, code and lists they take.
+pub(crate) const UNFLUSHED_BYTES: &str = "foldgate_unflushed_bytes";
 
 /// A running counter. It is a statistic of its own: loads and stores are relaxed.
 #[derive(Debug)]
@@ -150,6 +155,28 @@ pub(crate) fn skipped(reason: &'static str) {
 pub(crate) fn diverged(divergence: &Divergence) {
     let BlockNumHash { number, hash } = divergence.block;
     error!(target: "foldgate", number, %hash, %divergence, "divergence");
+}
+
+/// Makes so many records durable, and tells how long that took.
+pub(crate) fn syncing<E>(records: usize, sync: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+    let begin = Instant::now();
+    let synced = sync();
+    if synced.is_ok() {
+        histogram!("foldgate_log_sync_seconds").record(begin.elapsed());
+        histogram!("foldgate_log_sync_records").record(records as f64);
+    }
+    synced
+}
+
+/// A block is acknowledged, so long after its verdict.
+pub(crate) fn acknowledged(after: Duration) {
+    histogram!("foldgate_acknowledge_seconds").record(after);
+}
+
+/// So much is canonical, and not in the store.
+pub(crate) fn unflushed(blocks: usize, bytes: usize) {
+    gauge!(UNFLUSHED_BLOCKS).set(blocks as f64);
+    gauge!(UNFLUSHED_BYTES).set(bytes as f64);
 }
 
 /// A block was handed to the committer.

@@ -19,7 +19,8 @@ use std::{
 
 use foldgate_bal::Bal;
 use foldgate_core::{
-    BlockHash, BlockNumHash, Cached, HashedPostState, Layer, Overlay, StateAnchor, TrieReader, Version,
+    BlockHash, BlockNumHash, Cached, HashedPostState, Layer, Overlay, ReadAhead, StateAnchor, TrieReader, Version,
+    WrittenKey,
 };
 
 use crate::{
@@ -52,6 +53,15 @@ pub(crate) enum ExecutionStage {
         recorded: Option<Arc<HashedPostState>>,
         result: BlockResult,
     },
+}
+
+/// Reading ahead of the fold what a block's executed writes name.
+#[derive(Debug)]
+pub(crate) enum AheadStage<R> {
+    /// Not done, or done with: what was read is at the fold's hand.
+    Off,
+    Idle(Box<ReadAhead<R>>),
+    Running,
 }
 
 /// A block's fold on its way.
@@ -101,6 +111,9 @@ pub(crate) struct Entry<R: TrieReader> {
     pub(crate) execution: ExecutionStage,
     /// What the children's executors read: set when execution ended and was confirmed.
     pub(crate) executed: Option<Arc<HashedPostState>>,
+    pub(crate) ahead: AheadStage<R>,
+    /// What was written, and is to be read ahead.
+    pub(crate) written: Vec<WrittenKey>,
     pub(crate) fold: FoldStage,
     /// Whether the fold gate was counted as open: it opens once, a fold may start twice.
     pub(crate) gate_opened: bool,

@@ -41,7 +41,7 @@ pub enum ConfirmedBy {
 pub struct BlockTimings {
     /// Decoding and validating the access list and hashing its keys.
     pub decode: Duration,
-    /// Reading ahead, beside everything else; zero where it had not ended at the verdict.
+    /// Reading ahead, beside everything else; without what had not ended at the verdict.
     pub warm_up: Duration,
     /// From the time when the leaves were at hand until the fold began: waiting for the parent, and for a thread.
     pub gate_wait: Duration,

@@ -1,7 +1,8 @@
 //! The redo log of foldgate in files: records that were synced survive a kill of the process, and, where the medium keeps
 //! what it was told to keep, a loss of power.
 //!
-//! A folder with numbered segment files, which are made at their full length and deleted as a whole. A record is
+//! A folder with numbered segment files, which are made at their full length and deleted as a whole. The next one is made on
+//! a thread of its own while the newest one fills. A record is
 //! appended to the newest one; [`RecordLog::sync`] writes what has gathered and calls `fdatasync` once.
 //!
 //! # What opening finds
@@ -11,7 +12,7 @@
 //! | zeros behind its last record | it is whole |
 //! | bytes that are no record, and no later record proves that they once were durable | they are torn: cut off, and told ([`FileLog::cut`]) |
 //! | the same, and a later record in the segment, or a later segment, proves it | [`LogError::Damaged`]: nothing is changed |
-//! | a file without a whole header, and nothing behind that | it was being made: it is removed |
+//! | a file without a whole header, and nothing behind that | it was being made, or waited for its turn: it is removed |
 //! | a gap between segments | [`LogError::MissingSegment`] |
 //!
 //! Each frame says how many records were durable when it was written. That is what tells a torn batch, of which a loss
@@ -22,8 +23,8 @@
 //! order of writes argued here.
 //!
 //! Invariants:
-//! 1. A segment is made only when every record before it is durable; its name in the folder is durable before a record
-//!    is written to it.
+//! 1. A segment gets its header only when every record before it is durable; its name in the folder is durable before a
+//!    record is written to it.
 //! 2. One process has the folder open at a time: a lock file keeps others out.
 //! 3. Segments are deleted oldest first, so that those left have no gap.
 //!
@@ -31,10 +32,12 @@
 //! |---|---|
 //! | `frame` | the bytes of headers and frames, what proves what |
 //! | `segment` | one file |
+//! | `next` | the file that comes next, made ahead |
 //! | `error` | why something failed |
 
 mod error;
 mod frame;
+mod next;
 mod segment;
 
 use std::{
@@ -48,6 +51,7 @@ use foldgate_core::{BlockNumber, Record, RecordLog};
 pub use crate::{error::LogError, frame::FORMAT_VERSION};
 use crate::{
     frame::{MAX_PAYLOAD, SEGMENT_HEADER, SegmentHeader, frame_bytes, write_frame},
+    next::Next,
     segment::{Active, Contents, Found, Rest, Sealed},
 };
 
@@ -101,6 +105,7 @@ pub struct FileLog {
     /// Oldest first.
     sealed: VecDeque<Sealed>,
     active: Active,
+    next: Next,
     /// Frames that are not written yet.
     pending: Vec<u8>,
     /// A record's encoding: kept for its memory.
@@ -151,8 +156,12 @@ impl FileLog {
             }
         }
         let mut cut = None;
+        let mut next = Next::default();
         let (active, next_sequence) = match newest {
-            None => (new_segment(&dir, 0, 0, options.segment_bytes)?, 0),
+            None => {
+                let header = SegmentHeader { number: 0, first_sequence: 0, seed: rand::random() };
+                (next.take(&dir, 0, options.segment_bytes)?.begin(header, options.segment_bytes)?, 0)
+            }
             Some(contents) => {
                 let path = segment::path(&dir, contents.header.number);
                 let (offset, sequence) = (contents.end, contents.next_sequence);
@@ -169,6 +178,7 @@ impl FileLog {
             options,
             sealed,
             active,
+            next,
             pending: Vec::new(),
             payload: Vec::new(),
             next_sequence,
@@ -208,13 +218,17 @@ impl FileLog {
         write_frame(&mut self.pending, self.active.header.seed, self.next_sequence, self.durable, &self.payload);
         self.next_sequence += 1;
         self.active.highest = self.active.highest.max(Some(block));
+        if self.active.end + self.pending.len() as u64 > self.active.capacity / 2 {
+            self.next.prepare(&self.dir, self.active.header.number + 1, self.options.segment_bytes);
+        }
         if self.pending.len() >= WRITE_BYTES { self.write_pending() } else { Ok(()) }
     }
 
     fn next_segment(&mut self, frame: usize) -> Result<(), LogError> {
         let capacity = self.options.segment_bytes.max((SEGMENT_HEADER + frame) as u64);
         let number = self.active.header.number + 1;
-        let next = new_segment(&self.dir, number, self.next_sequence, capacity)?;
+        let header = SegmentHeader { number, first_sequence: self.next_sequence, seed: rand::random() };
+        let next = self.next.take(&self.dir, number, self.options.segment_bytes)?.begin(header, capacity)?;
         let Active { header, highest, .. } = std::mem::replace(&mut self.active, next);
         self.sealed.push_back(Sealed { number: header.number, highest });
         Ok(())
@@ -299,13 +313,6 @@ fn seal(dir: &Path, contents: &Contents, next: SegmentHeader) -> Result<Sealed, 
         return Err(LogError::Damaged { path: segment::path(dir, number), offset, sequence });
     }
     Ok(Sealed { number, highest: contents.highest })
-}
-
-fn new_segment(dir: &Path, number: u64, first_sequence: u64, capacity: u64) -> Result<Active, LogError> {
-    let header = SegmentHeader { number, first_sequence, seed: rand::random() };
-    let active = Active::create(segment::path(dir, number), header, capacity)?;
-    sync_folder(dir)?;
-    Ok(active)
 }
 
 fn lock(dir: &Path) -> Result<File, LogError> {

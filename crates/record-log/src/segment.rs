@@ -2,12 +2,13 @@
 //!
 //! Invariants:
 //! 1. A segment's header is durable before the first record is written behind it, and its file has its full length then:
-//!    writing records changes no metadata of the file.
+//!    writing records changes no metadata of the file. Before it has a header, the file counts for nothing.
 //! 2. Behind the last record there are zeros only.
 
 use std::{
     fs::{self, File, OpenOptions},
     io::{Seek, SeekFrom, Write},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -38,6 +39,55 @@ pub(crate) struct Sealed {
     pub(crate) number: u64,
     /// The highest block that it has a record of.
     pub(crate) highest: Option<BlockNumber>,
+}
+
+/// A segment that has no header yet: zeros at their full length.
+#[derive(Debug)]
+pub(crate) struct Blank {
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl Blank {
+    /// Makes one of this length. The folder's entry is made durable by the caller.
+    pub(crate) fn make(path: PathBuf, length: u64) -> Result<Self, LogError> {
+        let created = OpenOptions::new().write(true).create_new(true).open(&path);
+        let mut file = created.map_err(LogError::io("create", &path))?;
+        if let Err(error) = fill_with_zeros(&mut file, &path, 0..length) {
+            // So that it can be tried again. The error is what counts.
+            let _left = fs::remove_file(&path);
+            return Err(error);
+        }
+        Ok(Self { path, file, length })
+    }
+
+    /// Makes a segment of it, at least as long as `capacity`.
+    pub(crate) fn begin(mut self, header: SegmentHeader, capacity: u64) -> Result<Active, LogError> {
+        if self.length < capacity {
+            fill_with_zeros(&mut self.file, &self.path, self.length..capacity)?;
+        }
+        let Self { path, file, length } = self;
+        let (end, capacity) = (SEGMENT_HEADER as u64, capacity.max(length));
+        let mut segment = Active { path, file, header, end, capacity, highest: None };
+        segment.write_at(0, &header.to_bytes())?;
+        segment.sync()?;
+        Ok(segment)
+    }
+}
+
+/// Writes zeros, so that the file's blocks are allocated. Each piece is made durable for itself: other syncs of the disk wait
+/// for no more than one.
+fn fill_with_zeros(file: &mut File, path: &Path, range: Range<u64>) -> Result<(), LogError> {
+    let zeros = vec![0; ZEROS];
+    let mut at = range.start;
+    while at < range.end {
+        let length = (range.end - at).min(ZEROS as u64);
+        let written = file.seek(SeekFrom::Start(at)).and_then(|_| file.write_all(&zeros[..length as usize]));
+        written.and_then(|()| file.sync_data()).map_err(LogError::io("write", path))?;
+        at += length;
+    }
+    file.sync_all().map_err(LogError::io("sync", path))
 }
 
 /// The segment that records go to.
@@ -119,45 +169,22 @@ pub(crate) fn read(path: &Path, number: u64, visit: &mut dyn FnMut(Record)) -> R
 }
 
 impl Active {
-    /// Makes a segment of this length. The folder's entry is made durable by the caller.
-    pub(crate) fn create(path: PathBuf, header: SegmentHeader, capacity: u64) -> Result<Self, LogError> {
-        let created = OpenOptions::new().write(true).create_new(true).open(&path);
-        let file = created.map_err(LogError::io("create", &path))?;
-        let mut segment = Self { path, file, header, end: SEGMENT_HEADER as u64, capacity, highest: None };
-        segment.fill_with_zeros(0)?;
-        segment.write_at(0, &header.to_bytes())?;
-        segment.sync()?;
-        Ok(segment)
-    }
-
     /// Goes on with a segment that was read: cuts off what is torn, gives it its full length back, and makes what it
     /// holds durable: records may have been written, and not synced, by a process that was killed.
     pub(crate) fn resume(path: PathBuf, contents: &Contents, capacity: u64) -> Result<Self, LogError> {
         let opened = OpenOptions::new().write(true).open(&path);
-        let file = opened.map_err(LogError::io("open", &path))?;
+        let mut file = opened.map_err(LogError::io("open", &path))?;
         let &Contents { header, end, highest, length, rest, .. } = contents;
-        let mut segment = Self { path, file, header, end, capacity: capacity.max(length), highest };
-        match rest {
-            Rest::Clean => segment.fill_with_zeros(length)?,
+        let capacity = capacity.max(length);
+        let whole = match rest {
+            Rest::Clean => length,
             Rest::Torn(_) | Rest::Damaged => {
-                segment.file.set_len(end).map_err(LogError::io("cut", &segment.path))?;
-                segment.fill_with_zeros(end)?;
+                file.set_len(end).map_err(LogError::io("cut", &path))?;
+                end
             }
-        }
-        segment.file.sync_all().map_err(LogError::io("sync", &segment.path))?;
-        Ok(segment)
-    }
-
-    /// Writes zeros from the end of what the file holds up to its full length, so that its blocks are allocated.
-    fn fill_with_zeros(&mut self, from: u64) -> Result<(), LogError> {
-        let zeros = vec![0; ZEROS];
-        let mut at = from;
-        while at < self.capacity {
-            let length = (self.capacity - at).min(ZEROS as u64);
-            self.write_at(at, &zeros[..length as usize])?;
-            at += length;
-        }
-        self.file.sync_all().map_err(LogError::io("sync", &self.path))
+        };
+        fill_with_zeros(&mut file, &path, whole..capacity)?;
+        Ok(Self { path, file, header, end, capacity, highest })
     }
 
     fn write_at(&mut self, at: u64, bytes: &[u8]) -> Result<(), LogError> {

@@ -2,24 +2,14 @@
 
 mod common;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::fs;
 
-use common::{log_with, open, record, replayed};
-use foldgate_core::RecordLog;
+use alloy_primitives::B256;
+use common::{log_files, log_with, open, record, replayed, segments};
+use foldgate_core::{BlockNumHash, BlockRecord, Record, RecordLog, Redo, StateAnchor};
 use foldgate_record_log::{FORMAT_VERSION, FileLog, LogError, Options};
 use proptest::prelude::*;
 use tempfile::TempDir;
-
-/// The segment files, oldest first.
-fn segments(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|ext| ext == "log")).collect();
-    paths.sort();
-    paths
-}
 
 fn damaged(result: Result<FileLog, LogError>) -> u64 {
     match result {
@@ -220,6 +210,63 @@ fn a_segment_that_was_being_made_is_removed() {
         assert_eq!(replayed(&mut log), [record(0), record(1)], "{length} bytes");
         assert!(!unborn.exists());
     }
+}
+
+/// The next segment is there before it is needed, and counts for nothing until then.
+#[test]
+fn the_next_segment_is_made_ahead_and_removed_at_opening() {
+    let dir = TempDir::new().unwrap();
+    let options = Options::default().with_segment_bytes(1 << 20);
+    let mut log = FileLog::open(dir.path(), options).unwrap();
+    let list = Record::Block(BlockRecord {
+        parent_hash: B256::ZERO,
+        anchor: StateAnchor { block: BlockNumHash::new(1, B256::ZERO), state_root: B256::ZERO },
+        redo: Redo::Bal(vec![7; 100_000].into()),
+    });
+    for number in 0..5 {
+        log.append(&list).unwrap();
+        log.sync().unwrap();
+        assert_eq!(log_files(dir.path()).len(), 1, "after {number}: less than half is full");
+    }
+    log.append(&list).unwrap();
+    log.sync().unwrap();
+    // Waits until it is made.
+    drop(log);
+    let next = log_files(dir.path()).pop().unwrap();
+    assert_eq!((segments(dir.path()).len(), log_files(dir.path()).len()), (1, 2));
+    assert_eq!(fs::read(&next).unwrap(), vec![0; 1 << 20]);
+    let mut log = FileLog::open(dir.path(), options).unwrap();
+    assert!(!next.exists());
+    assert_eq!((log.segments(), log.cut()), (1, None));
+    assert_eq!(replayed(&mut log).len(), 6);
+    // Three more records fill it, and the next one is taken.
+    for _ in 0..8 {
+        log.append(&list).unwrap();
+    }
+    assert_eq!((log.segments(), segments(dir.path()).len()), (2, 2));
+    log.sync().unwrap();
+    drop(log);
+    let mut log = FileLog::open(dir.path(), options).unwrap();
+    assert_eq!(replayed(&mut log), vec![list; 14]);
+}
+
+/// A record for which the segment made ahead is too short makes it longer.
+#[test]
+fn a_segment_that_was_made_ahead_grows_for_a_long_record() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    let numbers: Vec<_> = (0..12).collect();
+    numbers.iter().for_each(|number| log.append(&record(*number)).unwrap());
+    let block = BlockNumHash::new(12, B256::ZERO);
+    let anchor = StateAnchor { block, state_root: B256::ZERO };
+    let long = Record::Block(BlockRecord { parent_hash: B256::ZERO, anchor, redo: Redo::Bal(vec![7; 50_000].into()) });
+    log.append(&long).unwrap();
+    log.sync().unwrap();
+    drop(log);
+    let longest = segments(dir.path()).iter().map(|path| fs::metadata(path).unwrap().len()).max();
+    assert!(longest > Some(50_000));
+    let mut log = open(dir.path());
+    assert_eq!(replayed(&mut log), numbers.into_iter().map(record).chain([long]).collect::<Vec<_>>());
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub use self::chain::ChainArg;
 use self::chain::{Load, WALLETS, genesis};
 use crate::{
     CliError,
-    args::BenchPipelineArgs,
+    args::{BenchPipelineArgs, ModeArg},
     backend::{Backend, BackendError, BackendKind, Home, OnBackend},
     chain_store::{ChainStoreError, Origin},
     import::{BlockReport, ImportError, Importer, List, Ready, hidden, milliseconds},
@@ -224,7 +224,7 @@ fn measure<S: BalStore>(
         let log = FileLog::open(folder, Options::DEFAULT).map_err(|error| failed(Box::new(error)))?;
         let pipeline = Pipeline::open_with_log(Arc::clone(store), log, config);
         let pipeline = pipeline.map_err(|error| failed(Box::new(error)))?;
-        Ok::<_, ImportError>(Importer::with_pipeline(spec, pipeline, origin.header.clone()))
+        Ok::<_, ImportError>(Importer::new(spec, pipeline, origin.header.clone(), ModeArg::default()))
     };
     let (mut driven, mut incremental) = (open(driven, true)?, open(incremental, false)?);
     let mut sums = Sums::default();

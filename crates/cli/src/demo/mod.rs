@@ -36,7 +36,7 @@ use crate::{
     args::DemoArgs,
     backend::{Backend, Home, OnBackend},
     chain_store::{ChainStoreError, Origin},
-    import::{BlockReport, ImportError, Importer, Summary, hidden, milliseconds},
+    import::{BlockReport, ImportError, Importer, Summary, hidden, milliseconds, open_pipeline},
     maker::Maker,
     progress::Progress,
 };
@@ -141,11 +141,12 @@ impl OnBackend for Demo<'_> {
 
     fn on<B: Backend>(self, backend: B) -> Self::Output {
         let home = Home::open(backend, self.0.dir.as_deref(), CACHE_BYTES)?;
-        Ok(demo(self.0, home.store())?)
+        Ok(demo(self.0, &home)?)
     }
 }
 
-fn demo<S: BalStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoError> {
+fn demo<S: BalStore>(args: &DemoArgs, home: &Home<S>) -> Result<Report, DemoError> {
+    let store = home.store();
     if store.tip().map_err(read_error)?.is_some() {
         return Err(DemoError::NotEmpty { path: args.dir.clone().unwrap_or_default() });
     }
@@ -160,7 +161,8 @@ fn demo<S: BalStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErro
     progress.finish();
     let script = Demonstration::default();
     let mut maker = Maker::new(script, WALLETS, origin.spec.clone(), workshop, origin.header.clone());
-    let mut importer = Importer::open(&origin.spec, Arc::clone(store), origin.header.clone(), args.mode)?;
+    let pipeline = open_pipeline(home, args.mode)?;
+    let mut importer = Importer::new(&origin.spec, pipeline, origin.header.clone(), args.mode);
     let progress = Progress::blocks(args.blocks, args.json);
     let mut reports = Vec::new();
     let mut missing = args.blocks;
@@ -174,9 +176,9 @@ fn demo<S: BalStore>(args: &DemoArgs, store: &Arc<S>) -> Result<Report, DemoErro
             reports.push(*block);
             progress.step_block();
         })?;
-        importer.flush()?;
         missing -= window;
     }
+    importer.flush()?;
     progress.finish();
     files.map_or(Ok(()), ChainFiles::finish)?;
     let leaves = check_root(&**store)?;

@@ -10,7 +10,8 @@
 //!
 //! Invariants:
 //! 1. Memory is bounded by a window, whatever the chain's length.
-//! 2. A replay that is stopped, or killed, goes on from the store's tip.
+//! 2. A replay that is stopped, or killed, goes on behind the last block that was acknowledged: it is in the store, or in the
+//!    record log beside it.
 
 mod error;
 mod scan;
@@ -33,7 +34,7 @@ use crate::{
     backend::{Backend, Home, OnBackend},
     chain_store::{ChainStoreError, Origin},
     derive::{Executed, Execution},
-    import::{Importer, List, Ready, Summary},
+    import::{ImportError, Importer, List, Ready, Summary, open_pipeline},
     progress::Progress,
     state::{StateMismatch, check_state},
 };
@@ -89,7 +90,7 @@ impl OnBackend for Replay<'_> {
         let origin = Origin::new(&genesis, args.amsterdam_rules.into()).map_err(ReplayError::from)?;
         let head_state = args.head_state.as_deref().map(read_head_state).transpose().map_err(ReplayError::from)?;
         let home = Home::open(backend, args.db.as_deref(), CACHE_BYTES)?;
-        let report = replay(args, &origin, home.store())?;
+        let report = replay(args, &origin, &home)?;
         if let (Some(expected), Some(file)) = (head_state, &args.head_state) {
             let snapshot = home.store().snapshot().map_err(failed)?;
             let wrong = |source| ReplayError::HeadState { file: file.clone(), source };
@@ -107,29 +108,45 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> ReplayError 
     ChainStoreError::Store(Box::new(error)).into()
 }
 
-fn replay<S: BalStore>(args: &ReplayArgs, origin: &Origin, store: &Arc<S>) -> Result<Report, ReplayError> {
-    let from = origin.tip(&**store)?;
+fn replay<S: BalStore>(args: &ReplayArgs, origin: &Origin, home: &Home<S>) -> Result<Report, ReplayError> {
+    let store = home.store();
+    let imported = |source| ReplayError::Import { file: args.chain.clone(), source };
+    let tip = origin.tip(&**store)?;
+    // What was recorded and is not in the store yet goes there first: the chain is held to where the last run ended.
+    let resumed = match store.tip().map_err(failed)? {
+        Some(_) => Some(open_pipeline(home, args.mode).map_err(imported)?),
+        None => None,
+    };
+    let from = match &resumed {
+        Some(pipeline) => pipeline.flush().map_err(ImportError::Flush).map_err(imported)?,
+        None => tip,
+    };
     let lists = args.bals.as_deref().map(Lists::open).transpose()?;
     let scan = scan(&args.chain, lists.as_ref(), &origin.header, from)?;
-    let progress = Progress::load(origin.leaves(), args.json);
-    origin.load(store, &progress)?;
-    progress.finish();
+    let pipeline = match resumed {
+        Some(pipeline) => pipeline,
+        None => {
+            let progress = Progress::load(origin.leaves(), args.json);
+            origin.load(store, &progress)?;
+            progress.finish();
+            open_pipeline(home, args.mode).map_err(imported)?
+        }
+    };
 
     let progress = Progress::blocks(scan.blocks, args.json);
-    let imported = |source| ReplayError::Import { file: args.chain.clone(), source };
-    let mut importer = Importer::open(&origin.spec, Arc::clone(store), scan.tip, args.mode).map_err(imported)?;
+    let mut importer = Importer::new(&origin.spec, pipeline, scan.tip, args.mode);
     let mut windows = Windows { spec: &origin.spec, blocks: Blocks::open(&args.chain)?, lists, above: from };
     loop {
         let Window { mut ready, places, fault } = windows.next();
         if ready.is_empty() && fault.is_none() {
             break;
         }
-        if args.mode.takes_lists() {
+        if args.mode.takes_lists() && ready.iter().any(|ready| lacks_list(&origin.spec, ready)) {
+            // They are derived from the durable state.
+            importer.flush().map_err(imported)?;
             derive_missing(&origin.spec, store, importer.parent(), &mut ready, &places)?;
         }
         importer.import(ready, &mut |_| progress.step_block()).map_err(imported)?;
-        // The next window is derived from the durable state, and memory is that of one window.
-        importer.flush().map_err(imported)?;
         if let Some(fault) = fault {
             return Err(fault);
         }
@@ -192,6 +209,11 @@ impl Windows<'_> {
     }
 }
 
+/// Whether a block from Cancun on has no list.
+fn lacks_list(spec: &ChainSpec, ready: &Ready) -> bool {
+    matches!(ready.list, List::None) && spec.is_cancun_active_at_timestamp(ready.block.header.timestamp)
+}
+
 /// Gives each block from Cancun on that has no list the one that executing it yields. Stops at an invalid block: the
 /// pipeline will say what is wrong with it.
 fn derive_missing<S: BalStore>(
@@ -201,10 +223,7 @@ fn derive_missing<S: BalStore>(
     window: &mut [Ready],
     places: &[Place],
 ) -> Result<(), ReplayError> {
-    let lacks = |ready: &Ready| {
-        matches!(ready.list, List::None) && spec.is_cancun_active_at_timestamp(ready.block.header.timestamp)
-    };
-    let Some(last) = window.iter().rposition(lacks) else { return Ok(()) };
+    let Some(last) = window.iter().rposition(|ready| lacks_list(spec, ready)) else { return Ok(()) };
     let mut executed = Executed::new(store.snapshot().map_err(failed)?);
     let mut parent = tip.clone();
     for (ready, place) in window.iter_mut().zip(places).take(last + 1) {

@@ -1,18 +1,25 @@
 //! Generated chains with the shadow on: random trees of blocks, of which now this branch wins, now that one.
 //!
 //! Each round a few blocks are made, begun together, and executed; then, now and then, some leaf of the tree becomes the
-//! canonical head, and what does not descend from it is gone. Invalid blocks are among them, with a wrong root, or with a
-//! list that execution does not confirm. Roots are the oracle's.
+//! canonical head, and what does not descend from it is gone. Some rounds make their blocks far below the head, where the
+//! chain is durable already: one of these becomes the head, and then, as often as not, the head that was left does again.
+//! Invalid blocks are among them, with a wrong root, or with a list that execution does not confirm. Roots are the oracle's.
+//!
+//! Every other chain has a record log, and is flushed in the background but for its newest blocks; the others go to the
+//! store at once.
 //!
 //! Invariant: the same seed gives the same chain, and the same sum.
 
-use std::{error::Error, io, io::Write, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque, error::Error, io, io::Write, num::NonZeroUsize, ops::RangeInclusive, sync::Arc,
+    time::Duration,
+};
 
 use alloy_primitives::{B256, U256, keccak256};
-use foldgate_core::{BlockAccessIndex, BlockHash, TrieStore, trie::bulk::StateLoad};
+use foldgate_core::{BalStore, BlockAccessIndex, BlockHash, TrieStore, trie::bulk::StateLoad};
 use foldgate_pipeline::{
-    BeginError, Begun, BlockError, BlockHandle, BlockRequest, BlockResult, Canonical, CanonicalError, Failure, Mode,
-    Outcome, Pipeline, PipelineConfig, RebuiltBal, RecordError, Verdict, VerdictTicket,
+    BackgroundFlush, BeginError, Begun, BlockError, BlockHandle, BlockRequest, BlockResult, Canonical, CanonicalError,
+    Failure, Flush, Mode, Outcome, Pipeline, PipelineConfig, RebuiltBal, RecordError, Verdict, VerdictTicket,
 };
 use foldgate_record_log::{FileLog, Options};
 use foldgate_testing::sim::{Sim, SimBlock, SimSize, load_items};
@@ -31,9 +38,13 @@ use crate::{
 const CHAIN_BLOCKS: u64 = 250;
 /// What a chain's store may cache.
 const CACHE_BYTES: usize = 32 << 20;
-
-/// How long a segment of a chain's log is.
-const LOG_SEGMENT_BYTES: u64 = 64 << 10;
+/// The length of a segment of a chain's log: a chain is short.
+const SEGMENT_BYTES: u64 = 1 << 20;
+/// How far below the head the branches of a deep reorganisation begin.
+const DEPTHS: RangeInclusive<usize> = 10..=60;
+/// What is flushed of a chain with a log: all but the newest few blocks, which are fewer than any of the depths.
+const FLUSH: BackgroundFlush =
+    BackgroundFlush { keep_in_memory: 3, blocks: NonZeroUsize::MIN, bytes: usize::MAX, interval: Duration::MAX };
 
 /// Why generated blocks could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -131,13 +142,19 @@ impl OnBackend for OneChain<'_> {
         let items = load_items(&genesis.state).into_iter().map(Ok::<_, std::convert::Infallible>);
         let load = StateLoad::new(items, genesis.facts.block).expecting(genesis.state_root);
         home.store().load(load).map_err(|error| open(Box::new(error)))?;
-        // As a node has it: a log, and the flush in the background.
-        let records = tempfile::tempdir().map_err(|error| open(Box::new(error)))?;
-        let options = Options::DEFAULT.with_segment_bytes(LOG_SEGMENT_BYTES);
-        let log = FileLog::open(records.path(), options).map_err(|error| open(Box::new(error)))?;
-        let pipeline = Pipeline::open_with_log(Arc::clone(home.store()), log, self.config.clone())
-            .map_err(|error| open(Box::new(error)))?;
-        // The durable block first; parents before children.
+        let folder = tempfile::tempdir()?;
+        let store = Arc::clone(home.store());
+        let pipeline = if seed % 2 == 1 {
+            let log = FileLog::open(folder.path(), Options::DEFAULT.with_segment_bytes(SEGMENT_BYTES));
+            let config = self.config.clone().with_flush(Flush::Background(FLUSH));
+            Pipeline::open_with_log(store, log.map_err(|error| open(Box::new(error)))?, config)
+        } else {
+            Pipeline::open(store, self.config.clone())
+        };
+        let pipeline = pipeline.map_err(|error| open(Box::new(error)))?;
+        // The canonical chain as far back as it is left, its head last.
+        let mut chain = VecDeque::from([genesis.clone()]);
+        // The head first; parents before children.
         let mut live = vec![genesis];
         let mut left = self.blocks;
         while left > 0 {
@@ -146,12 +163,16 @@ impl OnBackend for OneChain<'_> {
             left -= round.len() as u64;
             self.round(&pipeline, round)?;
             if rng.random_bool(0.4) || left == 0 {
-                self.choose(&pipeline, &mut rng, &mut live)?;
+                self.choose(&pipeline, &mut rng, &mut live, &mut chain)?;
+                if left > 0 && rng.random_bool(0.3) {
+                    left -= self.leave(&pipeline, &mut sim, &mut rng, left, &mut live, &mut chain)?;
+                }
             }
         }
-        self.summary.add_shadow(Some(ShadowFigures::of(&pipeline.counters())));
-        let failed = |failure| GeneratedError::Canonical { seed, source: CanonicalError::Failed(failure) };
-        pipeline.flush().map_err(failed)?;
+        pipeline.flush().map_err(|error| open(Box::new(error)))?;
+        let counters = pipeline.counters();
+        self.summary.add_shadow(Some(ShadowFigures::of(&counters)));
+        self.summary.generated_below_tip += counters.reorganisations;
         drop(pipeline);
         let got = home.store().tip().map_err(|error| open(Box::new(error)))?;
         if got != Some(live[0].anchor()) {
@@ -259,29 +280,82 @@ impl OneChain<'_> {
         }
     }
 
-    /// Makes some leaf of the tree the canonical head.
+    /// Makes some leaf of the tree the canonical head, and adds the way there to the chain.
     fn choose<S: TrieStore>(
         &mut self,
         pipeline: &Pipeline<S>,
         rng: &mut StdRng,
         live: &mut Vec<SimBlock>,
+        chain: &mut VecDeque<SimBlock>,
     ) -> Result<(), GeneratedError> {
-        let is_parent = |hash: BlockHash| live.iter().any(|block| block.facts.parent_hash == hash);
-        let leaves: Vec<_> = live[1..].iter().filter(|block| !is_parent(block.facts.block.hash)).collect();
-        let Some(head) = leaves.choose(rng).map(|block| (*block).clone()) else { return Ok(()) };
+        let Some(head) = leaf(rng, live) else { return Ok(()) };
         let newest = live.iter().max_by_key(|block| block.facts.block.number).map(|block| block.facts.block.hash);
-        let stood_on = live[0].facts.block.hash;
         let hash = head.facts.block.hash;
-        match pipeline.set_canonical(hash) {
-            Ok(()) => {}
-            Err(source) => return Err(GeneratedError::Canonical { seed: self.seed, source }),
-        }
-        if newest.is_some_and(|newest| newest != hash && newest != stood_on) {
+        self.set_canonical(pipeline, hash)?;
+        if newest.is_some_and(|newest| newest != hash) {
             self.summary.generated_reorgs += 1;
         }
+        extend(chain, live, &head);
         *live = vec![head];
         Ok(())
     }
+
+    /// Makes a branch far below the head, and one of its blocks the head; as often as not the old head is the head again
+    /// in the end. Gives the number of blocks made.
+    fn leave<S: BalStore>(
+        &mut self,
+        pipeline: &Pipeline<S>,
+        sim: &mut Sim,
+        rng: &mut StdRng,
+        left: u64,
+        live: &mut Vec<SimBlock>,
+        chain: &mut VecDeque<SimBlock>,
+    ) -> Result<u64, GeneratedError> {
+        let deepest = (chain.len() - 1).min(*DEPTHS.end());
+        if deepest < *DEPTHS.start() {
+            return Ok(0);
+        }
+        let fork = chain.len() - 1 - rng.random_range(*DEPTHS.start()..=deepest);
+        let mut branch = vec![chain[fork].clone()];
+        let round: Vec<_> = (0..rng.random_range(1..=4).min(left)).map(|_| next(sim, rng, &mut branch)).collect();
+        let made = round.len() as u64;
+        self.round(pipeline, round)?;
+        // None where all of them are invalid.
+        if let Some(head) = leaf(rng, &branch) {
+            self.set_canonical(pipeline, head.facts.block.hash)?;
+            if rng.random_bool(0.5) {
+                self.set_canonical(pipeline, live[0].facts.block.hash)?;
+            } else {
+                chain.truncate(fork + 1);
+                extend(chain, &branch, &head);
+                *live = vec![head];
+            }
+        }
+        Ok(made)
+    }
+
+    fn set_canonical<S: TrieStore>(&self, pipeline: &Pipeline<S>, head: BlockHash) -> Result<(), GeneratedError> {
+        pipeline.set_canonical(head).map_err(|source| GeneratedError::Canonical { seed: self.seed, source })
+    }
+}
+
+/// Some block of a tree, but its root, that none stands on.
+fn leaf(rng: &mut StdRng, tree: &[SimBlock]) -> Option<SimBlock> {
+    let is_parent = |hash: BlockHash| tree.iter().any(|block| block.facts.parent_hash == hash);
+    let leaves: Vec<_> = tree[1..].iter().filter(|block| !is_parent(block.facts.block.hash)).collect();
+    leaves.choose(rng).map(|block| (*block).clone())
+}
+
+/// Adds the blocks of a tree on the way to `head` to a chain that ends with the tree's root.
+fn extend(chain: &mut VecDeque<SimBlock>, tree: &[SimBlock], head: &SimBlock) {
+    let at = chain.len();
+    let mut next = Some(head);
+    while let Some(block) = next.filter(|block| block.facts.block != tree[0].facts.block) {
+        chain.insert(at, block.clone());
+        next = tree.iter().find(|parent| parent.facts.block.hash == block.facts.parent_hash);
+    }
+    // The fork of the deepest branch, and what stands on it.
+    chain.drain(..chain.len().saturating_sub(DEPTHS.end() + 1));
 }
 
 /// Records what the block's execution writes, and ends with the list that it rebuilds.

@@ -17,7 +17,7 @@ use crate::{
     account::{Account, AccountInfo},
     block::{BlockHash, BlockNumber, StateAnchor},
     node::NodeKey,
-    sorted::{KeyIndex, Place, seek},
+    sorted::{KeyIndex, Place, seek, sort},
     store::{StateReader, TrieReader, through_batch},
     trie,
 };
@@ -40,11 +40,7 @@ pub struct Cached<R> {
 /// What one block's warm-up brought in: looked at without a lock.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
-    /// Sorted, as they were asked for. What comes out of order is not found, which costs a read.
-    accounts: Vec<(B256, Option<Account>)>,
-    /// One account's behind the other's.
-    slots: Vec<(B256, U256)>,
-    index: KeyIndex,
+    pub(super) records: Records,
     pub(super) rows: HashMap<NodeKey, Option<Bytes>>,
     /// The first account from a key on.
     pub(super) first_accounts: B256Map<Option<(B256, Account)>>,
@@ -52,13 +48,21 @@ pub(super) struct Ahead {
     pub(super) first_slots: HashMap<(B256, B256), Option<(B256, U256)>>,
 }
 
-impl Ahead {
+/// Accounts, with some of their slots, sorted. What comes out of order is not found, which costs a read.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    accounts: Vec<(B256, Option<Account>)>,
+    /// One account's behind the other's.
+    slots: Vec<(B256, U256)>,
+    index: KeyIndex,
+}
+
+impl Records {
     pub(super) fn with_capacity(accounts: usize, slots: usize) -> Self {
         Self {
             accounts: Vec::with_capacity(accounts),
             slots: Vec::with_capacity(slots),
             index: KeyIndex::with_capacity(accounts, slots),
-            ..Self::default()
         }
     }
 
@@ -75,31 +79,56 @@ impl Ahead {
         self.index.add(&hashed_address, self.slots[begin..].iter().map(|(slot, _)| slot));
     }
 
-    fn seek(&self, from: usize, hashed_address: &B256) -> Place {
-        seek(self.index.accounts(), from, hashed_address, |at| &self.accounts[at].0)
+    /// The records of several parts, of which some may be in more than one.
+    pub(super) fn merged(mut parts: Vec<Self>) -> Self {
+        if parts.len() < 2 {
+            return parts.pop().unwrap_or_default();
+        }
+        let (accounts, slots) = parts
+            .iter()
+            .fold((0, 0), |(accounts, slots), part| (accounts + part.accounts.len(), slots + part.slots.len()));
+        let mut merged = Self::with_capacity(accounts, slots);
+        let all =
+            parts.iter().flat_map(|part| part.accounts.iter().enumerate().map(move |(at, item)| (part, at, item)));
+        let all = sort(all, |(.., (hashed_address, _))| hashed_address);
+        for same in all.chunk_by(|one, next| one.2.0 == next.2.0) {
+            let mut slots: Vec<_> = same.iter().flat_map(|(part, at, _)| part.slots_of(*at).1).copied().collect();
+            slots.sort_unstable_by_key(|(slot, _)| *slot);
+            slots.dedup_by_key(|(slot, _)| *slot);
+            // One at least.
+            let (hashed_address, account) = same[0].2;
+            merged.add(*hashed_address, *account, slots.into_iter());
+        }
+        merged
+    }
+
+    fn slots_of(&self, account: usize) -> (&[u64], &[(B256, U256)]) {
+        let (prefixes, begin) = self.index.slots(account);
+        (prefixes, &self.slots[begin..][..prefixes.len()])
     }
 
     pub(super) fn account(&self, hashed_address: &B256) -> Option<Option<Account>> {
-        AheadCursor::new(self).account(hashed_address)
+        self.index.may_hold(hashed_address).then(|| RecordCursor::new(self).account(hashed_address)).flatten()
     }
 
     pub(super) fn slot(&self, hashed_address: &B256, hashed_slot: &B256) -> Option<U256> {
-        AheadCursor::new(self).slot(hashed_address, hashed_slot)
+        let perhaps = self.index.may_hold_slot(hashed_address, hashed_slot);
+        perhaps.then(|| RecordCursor::new(self).slot(hashed_address, hashed_slot)).flatten()
     }
 }
 
 /// Looks sorted keys up.
-struct AheadCursor<'a> {
-    ahead: &'a Ahead,
+struct RecordCursor<'a> {
+    records: &'a Records,
     last: Option<B256>,
     account: usize,
     /// Among those of the account.
     slot: usize,
 }
 
-impl<'a> AheadCursor<'a> {
-    const fn new(ahead: &'a Ahead) -> Self {
-        Self { ahead, last: None, account: 0, slot: 0 }
+impl<'a> RecordCursor<'a> {
+    const fn new(records: &'a Records) -> Self {
+        Self { records, last: None, account: 0, slot: 0 }
     }
 
     fn seek(&mut self, hashed_address: &B256) -> Place {
@@ -109,14 +138,15 @@ impl<'a> AheadCursor<'a> {
             }
             self.slot = 0;
         }
-        let place = self.ahead.seek(self.account, hashed_address);
+        let Records { accounts, index, .. } = self.records;
+        let place = seek(index.accounts(), self.account, hashed_address, |at| &accounts[at].0);
         self.account = place.at;
         place
     }
 
     fn account(&mut self, hashed_address: &B256) -> Option<Option<Account>> {
         let Place { at, found } = self.seek(hashed_address);
-        found.then(|| self.ahead.accounts[at].1)
+        found.then(|| self.records.accounts[at].1)
     }
 
     fn slot(&mut self, hashed_address: &B256, hashed_slot: &B256) -> Option<U256> {
@@ -124,8 +154,7 @@ impl<'a> AheadCursor<'a> {
         if !account.found {
             return None;
         }
-        let (prefixes, begin) = self.ahead.index.slots(account.at);
-        let slots = &self.ahead.slots[begin..][..prefixes.len()];
+        let (prefixes, slots) = self.records.slots_of(account.at);
         let from = if self.slot > 0 && slots[self.slot - 1].0 >= *hashed_slot { 0 } else { self.slot };
         let Place { at, found } = seek(prefixes, from, hashed_slot, |at| &slots[at].0);
         self.slot = at;
@@ -219,7 +248,7 @@ impl<R: TrieReader> StateReader for Cached<R> {
     }
 
     fn storage(&self, hashed_address: &B256, hashed_slot: &B256) -> Result<U256, Self::Error> {
-        let ahead = |ahead: &Ahead| ahead.slot(hashed_address, hashed_slot);
+        let ahead = |ahead: &Ahead| ahead.records.slot(hashed_address, hashed_slot);
         self.one(ahead, Key::slot(hashed_address, hashed_slot), |snapshot| {
             snapshot.storage(hashed_address, hashed_slot)
         })
@@ -255,7 +284,7 @@ impl<R: TrieReader> TrieReader for Cached<R> {
     }
 
     fn account(&self, hashed_address: &B256) -> Result<Option<Account>, Self::Error> {
-        let ahead = |ahead: &Ahead| ahead.account(hashed_address);
+        let ahead = |ahead: &Ahead| ahead.records.account(hashed_address);
         self.one(ahead, Key::account(hashed_address), |snapshot| snapshot.account(hashed_address))
     }
 
@@ -280,13 +309,13 @@ impl<R: TrieReader> TrieReader for Cached<R> {
     }
 
     fn accounts(&self, hashed_addresses: &[B256]) -> Result<Vec<Option<Account>>, Self::Error> {
-        let mut cursor = self.ahead.get().map(AheadCursor::new);
+        let mut cursor = self.ahead.get().map(|ahead| RecordCursor::new(&ahead.records));
         let ahead = |key: &B256| cursor.as_mut()?.account(key);
         self.all(hashed_addresses, ahead, Key::account, |snapshot, keys| snapshot.accounts(keys))
     }
 
     fn slots(&self, keys: &[(B256, B256)]) -> Result<Vec<U256>, Self::Error> {
-        let mut cursor = self.ahead.get().map(AheadCursor::new);
+        let mut cursor = self.ahead.get().map(|ahead| RecordCursor::new(&ahead.records));
         let ahead = |(address, slot): &(B256, B256)| cursor.as_mut()?.slot(address, slot);
         self.all(keys, ahead, |(address, slot)| Key::slot(address, slot), |snapshot, keys| snapshot.slots(keys))
     }

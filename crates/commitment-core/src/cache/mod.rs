@@ -39,7 +39,7 @@ use alloy_primitives::{Bytes, U256};
 
 pub use self::{
     cached::Cached,
-    warm::{TouchedAccount, TouchedSlot, Warmed},
+    warm::{ReadAhead, TouchedAccount, TouchedSlot, Warmed},
 };
 use self::{
     table::{Key, Table, Value},

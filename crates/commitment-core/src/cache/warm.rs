@@ -9,20 +9,28 @@
 //!
 //! What a fold reads besides is not foreseen: the neighbour that a removed leaf leaves alone.
 //!
+//! What becomes known bit by bit is read bit by bit: each part goes down the tries for itself, past what the parts before it
+//! have brought in.
+//!
 //! Invariants:
 //! 1. Only reads: a warm-up that stops, fails or never runs changes no result.
 //! 2. Between two batches of [`BATCH`] keys it asks whether to stop.
+//! 3. Of one block no record is read twice.
 
 use std::ops::Range;
 
 use alloy_primitives::{B256, Bytes};
 use alloy_trie::{EMPTY_ROOT_HASH, Nibbles};
 
-use super::{Cached, cached::Ahead};
+use super::{
+    Cached,
+    cached::{Ahead, Records},
+};
 use crate::{
     account::Account,
+    hashed::WrittenKey,
     node::{NodeKey, TrieId},
-    store::TrieReader,
+    store::{TrieReader, through_batch},
     trie::{
         Version,
         path::Path,
@@ -53,6 +61,26 @@ pub struct TouchedSlot {
     pub changed: bool,
 }
 
+impl TouchedAccount {
+    /// What written keys touch: all of it changes.
+    pub fn of_written(mut keys: Vec<WrittenKey>) -> Vec<Self> {
+        keys.sort_unstable();
+        keys.dedup();
+        // None of which is empty.
+        let of_one = keys.chunk_by(|one, next| one.hashed_address == next.hashed_address);
+        let account = |keys: &[WrittenKey]| Self {
+            hashed_address: keys[0].hashed_address,
+            changed: true,
+            slots: keys
+                .iter()
+                .filter_map(|key| key.hashed_slot)
+                .map(|hashed_slot| TouchedSlot { hashed_slot, changed: true })
+                .collect(),
+        };
+        of_one.map(account).collect()
+    }
+}
+
 /// How a warm-up ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Warmed {
@@ -75,28 +103,73 @@ impl<R: TrieReader> Cached<R> {
         tries: Option<&Version>,
         stop: impl Fn() -> bool,
     ) -> Result<Warmed, R::Error> {
+        let mut whole = ReadAhead::new(self.clone());
+        let warmed = whole.read(touched, tries, stop);
+        whole.hand_over();
+        warmed
+    }
+}
+
+/// A warm-up in parts, for a block whose changes become known one after the other. What the parts bring in is in the cache
+/// at once, and at hand for the block's readers once it is handed over.
+#[derive(Debug)]
+pub struct ReadAhead<R> {
+    reader: Cached<R>,
+    /// The records of the parts so far.
+    parts: Vec<Records>,
+    /// The rest of what they brought in.
+    ahead: Ahead,
+}
+
+impl<R: TrieReader> ReadAhead<R> {
+    /// For one block's readers ([`Cached::for_block`]): those that share the table of this one.
+    pub fn new(reader: Cached<R>) -> Self {
+        Self { reader, parts: Vec::new(), ahead: Ahead::default() }
+    }
+
+    /// Brings in a part, as [`Cached::warm`] does.
+    ///
+    /// # Errors
+    /// If a read fails. Whoever needs the record will meet the failure again.
+    pub fn read(
+        &mut self,
+        touched: &[TouchedAccount],
+        tries: Option<&Version>,
+        stop: impl Fn() -> bool,
+    ) -> Result<Warmed, R::Error> {
         let slots = touched.iter().map(|account| account.slots.len()).sum();
-        let mut ahead = Ahead::with_capacity(touched.len(), slots);
-        let warmed = self.bring_in(touched, tries, &stop, &mut ahead);
-        // A reader is warmed once; a second time would change nothing.
-        let _first = self.ahead.set(ahead);
+        self.ahead.records = Records::with_capacity(touched.len(), slots);
+        let warmed = self.reader.bring_in(touched, tries, &stop, &self.parts, &mut self.ahead);
+        self.parts.push(std::mem::take(&mut self.ahead.records));
         warmed
     }
 
+    /// Puts what was brought in at the hand of the block's readers.
+    pub fn hand_over(self) {
+        let ahead = Ahead { records: Records::merged(self.parts), ..self.ahead };
+        // A block is warmed up once; a second time would change nothing.
+        let _first = self.reader.ahead.set(ahead);
+    }
+}
+
+impl<R: TrieReader> Cached<R> {
     fn bring_in(
         &self,
         touched: &[TouchedAccount],
         tries: Option<&Version>,
         stop: &impl Fn() -> bool,
+        earlier: &[Records],
         ahead: &mut Ahead,
     ) -> Result<Warmed, R::Error> {
+        let known_account = |key: &B256| earlier.iter().find_map(|part| part.account(key));
+        let known_slot = |(address, slot): &(B256, B256)| earlier.iter().find_map(|part| part.slot(address, slot));
         let mut walk = Walk::default();
         for touched in touched.chunks(BATCH) {
             if stop() {
                 return Ok(Warmed::Stopped);
             }
             let keys: Vec<_> = touched.iter().map(|account| account.hashed_address).collect();
-            let accounts = self.accounts(&keys)?;
+            let accounts = through_batch(&keys, known_account, |keys| self.accounts(keys))?;
             let listed = touched.iter().zip(&accounts).filter(|(_, account)| has_storage(account.as_ref()));
             let slots = listed
                 .flat_map(|(touched, _)| touched.slots.iter().map(|slot| (touched.hashed_address, slot.hashed_slot)));
@@ -106,14 +179,14 @@ impl<R: TrieReader> Cached<R> {
                 if stop() {
                     return Ok(Warmed::Stopped);
                 }
-                values.append(&mut self.slots(slots)?);
+                values.append(&mut through_batch(slots, known_slot, |keys| self.slots(keys))?);
             }
             let mut values = values.into_iter();
             for (touched, account) in touched.iter().zip(accounts) {
                 walk.add(touched, account.as_ref());
                 let read = if has_storage(account.as_ref()) { touched.slots.as_slice() } else { &[] };
                 let slots = read.iter().map(|slot| slot.hashed_slot).zip(&mut values);
-                ahead.add(touched.hashed_address, account, slots);
+                ahead.records.add(touched.hashed_address, account, slots);
             }
         }
         walk.run(self, tries, stop, ahead)
@@ -191,8 +264,12 @@ impl Walk {
                     return Ok(Warmed::Stopped);
                 }
                 let keys: Vec<_> = fronts.iter().map(|front| front.key).collect();
-                let rows = if kept_by_fold { reader.rows_for_fold(&keys)? } else { reader.nodes(&keys)? };
-                for (front, row) in fronts.iter().zip(side_by_side(rows)) {
+                let brought = |key: &NodeKey| ahead.rows.get(key).cloned();
+                let rows = through_batch(&keys, brought, |keys| {
+                    let rows = if kept_by_fold { reader.rows_for_fold(keys) } else { reader.nodes(keys) };
+                    rows.map(side_by_side)
+                })?;
+                for (front, row) in fronts.iter().zip(rows) {
                     // A row that is malformed ends the path here. The fold will say so.
                     let head = row.as_ref().and_then(|row| RowHead::decode(row, front.key.path.len()).ok());
                     let sole = row.is_none() && front.key.path.is_empty();
@@ -223,6 +300,8 @@ impl Walk {
             }
             for (trie, start) in met {
                 match trie {
+                    TrieId::Accounts if ahead.first_accounts.contains_key(start) => {}
+                    TrieId::Storage(of) if ahead.first_slots.contains_key(&(*of, *start)) => {}
                     TrieId::Accounts => {
                         let leaf = reader.snapshot().accounts_from(start, 1)?.pop();
                         ahead.first_accounts.insert(*start, leaf);
@@ -252,8 +331,10 @@ impl Walk {
     /// Notes a slot that holds a leaf, if one of the keys that lead there is new.
     fn meet(&mut self, trie: TrieId, slot: &Path, keys: Range<usize>, ahead: &Ahead) {
         let is_new = |key: &B256| match &trie {
-            TrieId::Accounts => matches!(ahead.account(key), Some(None)),
-            TrieId::Storage(hashed_address) => ahead.slot(hashed_address, key).is_some_and(|value| value.is_zero()),
+            TrieId::Accounts => matches!(ahead.records.account(key), Some(None)),
+            TrieId::Storage(hashed_address) => {
+                ahead.records.slot(hashed_address, key).is_some_and(|value| value.is_zero())
+            }
         };
         if self.keys(trie)[keys].iter().any(|key| slot.covers(key) && is_new(key)) {
             self.met.push((trie, *slot.first_key()));

@@ -27,8 +27,10 @@ use foldgate_core::{AccountChange, BlockHash, BlockNumHash, Layer, SlotChange, T
 
 use super::Calculator;
 use crate::{
+    acknowledge::Acknowledge,
     config::Flush,
-    durability::{Acknowledge, LogOrder},
+    durability::LogOrder,
+    observe,
     permits::{Permit, Permits},
     pipeline::CanonicalError,
     tree::{Committed, Durability, Node},
@@ -181,7 +183,10 @@ impl<S: TrieStore> Calculator<S> {
             Node::Committed(Committed { layer, durability: Durability::Queued { .. }, .. }) => Some(layer),
             _ => None,
         });
-        let full = self.backlog.bytes(path.iter().chain(queued)) > self.config.max_unflushed_bytes;
+        let unflushed: Vec<_> = path.iter().chain(queued).collect();
+        let bytes = self.backlog.bytes(unflushed.iter().copied());
+        observe::unflushed(unflushed.len(), bytes);
+        let full = bytes > self.config.max_unflushed_bytes;
         self.backlog.permits.set_full(full);
         let due = if full || !self.flush_waiters.is_empty() { path.len() } else { self.due(&path) };
         path[..due].iter().for_each(|layer| self.queue(layer.anchor.block, None));

@@ -3,12 +3,13 @@
 //! Invariant: an outcome is sent once, when the room that the block took was given back, or went on with the block to the
 //! log or the committer.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use foldgate_core::{BlockHash, Layer, TrieStore};
 
 use super::Calculator;
 use crate::{
+    acknowledge::Acknowledge,
     config::Canonical,
     halt::Halt,
     jobs::Folded,
@@ -28,7 +29,9 @@ impl<S: TrieStore> Calculator<S> {
         let block = entry.block();
         entry.timings.verdict = entry.arrival.elapsed();
         entry.timings.confirm = entry.timings.verdict.saturating_sub(entry.timings.execution);
-        entry.timings.warm_up = entry.shared.warm_up.get().copied().unwrap_or_default();
+        entry.timings.warm_up += entry.shared.warm_up.get().copied().unwrap_or_default();
+        // Relaxed: it only saves work.
+        entry.shared.valid.store(true, Ordering::Relaxed);
         observe::valid(block, entry.mode, &entry.timings);
         let bal = match &entry.bal {
             BalStage::Ready(bal) => Some(bal.raw().clone()),
@@ -53,7 +56,7 @@ impl<S: TrieStore> Calculator<S> {
         let durability = Durability::InMemory;
         let committed = Committed { layer: Arc::clone(&layer), verdict: Arc::clone(&verdict), durability };
         self.tree.nodes.insert(block.hash, Node::Committed(committed));
-        self.take_in(&layer, by_list, extends, permit, shared.acknowledge.clone());
+        self.take_in(&layer, by_list, extends, permit, Acknowledge::new(shared.acknowledge.clone()));
         // The ticket may be gone: nobody asked.
         let _unasked = shared.outcome.send(Ok(Verdict::Valid(verdict)));
         self.touch_children(&block.hash);

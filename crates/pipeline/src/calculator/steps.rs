@@ -66,6 +66,7 @@ impl<S: TrieStore> Calculator<S> {
         if let Some(failed) = self.start_fold(entry) {
             return Progress::Failed(failed);
         }
+        self.read_ahead(entry);
         self.start_shadow(entry);
         let progress = self.judge(entry);
         // A list that was dropped in judging: the executed writes may be at hand already.
@@ -168,6 +169,9 @@ impl<S: TrieStore> Calculator<S> {
             }
         }
         entry.fold = FoldStage::Running;
+        if matches!(entry.mode, Mode::Incremental(_)) {
+            Self::hand_over(entry);
+        }
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
         let options = FoldOptions::default();
         self.pool.spawn(Work::Fold, &self.answers, &entry.shared, move || {
@@ -175,21 +179,6 @@ impl<S: TrieStore> Calculator<S> {
             Some(JobMessage::Folded { attempt, generation, folded })
         });
         None
-    }
-
-    /// Gives up a block's list: the block goes on incrementally.
-    pub(super) fn drop_bal(&self, entry: &mut Entry<S::Snapshot>, reason: SkipReason) {
-        self.counters.bals_dropped.add();
-        if entry.mode == Mode::BalDriven {
-            self.counters.skip(reason);
-            entry.mode = Mode::Incremental(reason);
-            entry.generation += 1;
-            entry.fold = FoldStage::Idle;
-            entry.compare = CompareStage::Idle;
-            entry.leaves_ready = None;
-        }
-        entry.bal = BalStage::None;
-        self.drop_shadow(entry);
     }
 
     /// Compares the folded root with the header's, and judges when execution has confirmed the state.

@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each suite uses a part")]
 
-use std::path::Path;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use alloy_primitives::{B256, Bytes, U256, keccak256};
 use foldgate_core::{
@@ -38,6 +41,21 @@ pub(crate) fn frame_bytes(number: u64) -> usize {
     let mut payload = Vec::new();
     record(number).write_bytes(&mut payload);
     (40 + payload.len()).next_multiple_of(8)
+}
+
+/// The segment files that have a header, oldest first: without the one that is made ahead.
+pub(crate) fn segments(dir: &Path) -> Vec<PathBuf> {
+    let mut paths = log_files(dir);
+    paths.retain(|path| fs::read(path).unwrap().starts_with(b"foldredo"));
+    paths
+}
+
+/// All of the log's files, oldest first.
+pub(crate) fn log_files(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut paths: Vec<_> = entries.filter(|path| path.extension().is_some_and(|ext| ext == "log")).collect();
+    paths.sort();
+    paths
 }
 
 pub(crate) fn open(dir: &Path) -> FileLog {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, iter};
 
 use crossbeam_channel::unbounded;
-use foldgate_core::{BlockAccessIndex, Forest, MemoryStore, trie::DEFAULT_NODE_BYTES, trie::bulk::StateLoad};
+use foldgate_core::{BlockAccessIndex, Cached, Forest, MemoryStore, trie::DEFAULT_NODE_BYTES, trie::bulk::StateLoad};
 use foldgate_testing::sim::load_items;
 
 use super::{super::*, End, Ended, Happens, List, Script};

@@ -1,6 +1,6 @@
 //! Races on every backend: figures of the right kind, roots that hold, and a contender that is wrong is found out.
 
-use std::path::Path;
+use std::{path::Path, sync::Mutex};
 
 use alloy_primitives::B256;
 use foldgate_bench::{
@@ -72,10 +72,14 @@ impl Stores for Mdbx {
     }
 }
 
+/// Permutations are counted for the whole process: races whose counts matter run alone.
+static COUNTED: Mutex<()> = Mutex::new(());
+
 const PLAN: Plan = Plan { blocks: 6, cold_blocks: 2, merged_blocks: 3, flush_beside: false, checks: 4 };
 
 #[test]
 fn every_workload_on_every_backend() {
+    let _alone = COUNTED.lock();
     let place = tempfile::tempdir().unwrap();
     for workload in Workload::ALL {
         for draw in workload.draws() {
@@ -115,6 +119,7 @@ fn every_workload_on_every_backend() {
 
 #[test]
 fn blocks_go_on_beside_a_flush() {
+    let _alone = COUNTED.lock();
     let place = tempfile::tempdir().unwrap();
     let scenario = Scenario::new(Workload::W1, Draw::Uniform, Scale::one_in(500));
     let plan = Plan { blocks: 9, flush_beside: true, checks: 9, ..PLAN };

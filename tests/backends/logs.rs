@@ -33,6 +33,8 @@ pub(crate) struct LogFault;
 pub(crate) struct SharedLog {
     pub(crate) records: Arc<Mutex<Vec<Record>>>,
     pub(crate) fails: Arc<AtomicBool>,
+    /// While it is held, no sync begins.
+    pub(crate) syncs_wait: Arc<Mutex<()>>,
 }
 
 impl RecordLog for SharedLog {
@@ -44,6 +46,7 @@ impl RecordLog for SharedLog {
     }
 
     fn sync(&mut self) -> Result<(), LogFault> {
+        let _turn = self.syncs_wait.lock();
         if self.fails.load(Ordering::SeqCst) { Err(LogFault) } else { Ok(()) }
     }
 
@@ -132,7 +135,10 @@ impl<S: TrieStore> TrieStore for PointedStore<S> {
     }
 
     fn unwind(&self, batch: &UnwindBatch) -> Result<(), S::Error> {
-        self.inner.unwind(batch)
+        (self.reached)("unwind");
+        self.inner.unwind(batch)?;
+        (self.reached)("unwound");
+        Ok(())
     }
 
     fn committed(&self, number: BlockNumber) -> Result<Option<StateAnchor>, S::Error> {

@@ -35,6 +35,7 @@ mod logs;
 mod moving;
 mod pipeline;
 mod races;
+mod reorg_edges;
 mod reorg_kills;
 mod reorgs;
 mod shadow;

@@ -7,7 +7,7 @@ use std::{
     convert::Infallible,
     num::NonZeroUsize,
     sync::{Arc, atomic::Ordering},
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -71,8 +71,14 @@ fn choose<S: BalStore>(pipeline: &Pipeline<S>, store: &S, head: &SimBlock) {
     assert_state(store, head);
 }
 
-fn finished<T>(what: &str, thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    eventually(what, || thread.is_finished().then_some(()));
+/// Asks for a head on a thread of its own, which is not waited for if it is never answered.
+fn ask<S: BalStore>(pipeline: &Arc<Pipeline<S>>, head: &SimBlock) -> JoinHandle<Result<(), CanonicalError>> {
+    let (pipeline, head) = (Arc::clone(pipeline), head.facts.block.hash);
+    thread::spawn(move || pipeline.set_canonical(head))
+}
+
+fn finished<T>(complaint: &str, thread: JoinHandle<T>) -> T {
+    eventually(complaint, || thread.is_finished().then_some(()));
     thread.join().unwrap()
 }
 
@@ -125,6 +131,24 @@ fn a_recorded_branch_below_the_tip_comes_back<F: StoreFactory>(factory: &F) {
         known(&pipeline, block);
     }
     choose(&pipeline, &*store, &blocks[10]);
+}
+
+/// A block that the store was to forget is recorded behind blocks that stand on it.
+#[test]
+fn records_are_recovered_in_any_order() {
+    let (mut sim, blocks) = chain(129, 6, SMALL);
+    let side = branch(&mut sim, &blocks[2], 4);
+    let (store, log) = (load(MemoryStore::new(), &blocks[0]), SharedLog::default());
+    let open = || Pipeline::open_with_log(Arc::clone(&store), log.clone(), explicit(background(0, 1))).unwrap();
+    let pipeline = open();
+    judged(&pipeline, &blocks[1..]);
+    choose(&pipeline, &*store, &blocks[6]);
+    judged(&pipeline, &side);
+    drop(pipeline);
+    log.records.lock().unwrap().reverse();
+    let pipeline = open();
+    assert_eq!((pipeline.recovery().recovered, pipeline.recovery().dropped), (4, 0));
+    choose(&pipeline, &*store, &side[3]);
 }
 
 /// Too deep for the settings, or for the reverse diffs that are kept.
@@ -226,27 +250,21 @@ fn siblings_asked_for_in_a_row_are_all_answered_without_a_log() {
     let side = branch(&mut sim, &blocks[1], 2);
     let siblings = [sim.child(&side[1]), sim.child(&side[1]), sim.child(&side[1])];
     let store = load(FaultyStore::new(), &blocks[0]);
-    let pipeline = Pipeline::open(Arc::clone(&store), explicit(Flush::Synchronous)).unwrap();
+    let pipeline = Arc::new(Pipeline::open(Arc::clone(&store), explicit(Flush::Synchronous)).unwrap());
     judged(&pipeline, &blocks[1..]);
     pipeline.set_canonical(blocks[4].facts.block.hash).unwrap();
     judged(&pipeline, &side);
     judged(&pipeline, &siblings);
     let held = store.switches.commits_wait.lock().unwrap();
-    thread::scope(|scope| {
-        let ask = |block: &SimBlock| {
-            let (pipeline, head) = (&pipeline, block.facts.block.hash);
-            scope.spawn(move || pipeline.set_canonical(head))
-        };
-        let reorganise = ask(&side[1]);
-        // They are asked for while the reorganisation is under way; in which order does not matter.
-        thread::sleep(Duration::from_millis(20));
-        let asked = siblings.each_ref().map(ask);
-        thread::sleep(Duration::from_millis(20));
-        drop(held);
-        for head in [reorganise].into_iter().chain(asked) {
-            finished("a head is never answered", head).unwrap();
-        }
-    });
+    let reorganise = ask(&pipeline, &side[1]);
+    // They are asked for while the reorganisation is under way; in which order does not matter.
+    thread::sleep(Duration::from_millis(20));
+    let asked = siblings.each_ref().map(|block| ask(&pipeline, block));
+    thread::sleep(Duration::from_millis(20));
+    drop(held);
+    for head in [reorganise].into_iter().chain(asked) {
+        finished("a head is never answered", head).unwrap();
+    }
     let durable = pipeline.flush().unwrap();
     let head = siblings.iter().find(|block| block.anchor() == durable).expect("one of them is the head");
     assert_state(&*store, head);
@@ -276,12 +294,10 @@ fn what_stands_on_a_reorganisation_is_in_the_store_after_a_shutdown() {
     let pipeline = open();
     judged(&pipeline, &side[2..]);
     assert_eq!(store.tip().unwrap(), Some(blocks[4].anchor()));
-    thread::scope(|scope| {
-        let dropped = scope.spawn(move || drop(pipeline));
-        thread::sleep(Duration::from_millis(50));
-        drop(held);
-        finished("a shutdown does not end", dropped);
-    });
+    let dropped = thread::spawn(move || drop(pipeline));
+    thread::sleep(Duration::from_millis(50));
+    drop(held);
+    finished("a shutdown does not end", dropped);
     assert_state(&*store, &side[3]);
 }
 
@@ -298,7 +314,7 @@ fn a_reorganisation_that_fails_before_the_store_moves_releases_what_it_held_up()
         interval: Duration::MAX,
     };
     let config = explicit(Flush::Background(flush));
-    let pipeline = Pipeline::open_with_log(Arc::clone(&store), log.clone(), config).unwrap();
+    let pipeline = Arc::new(Pipeline::open_with_log(Arc::clone(&store), log.clone(), config).unwrap());
     judged(&pipeline, &blocks[1..4]);
     choose(&pipeline, &*store, &blocks[3]);
     judged(&pipeline, &blocks[4..]);
@@ -306,17 +322,18 @@ fn a_reorganisation_that_fails_before_the_store_moves_releases_what_it_held_up()
     judged(&pipeline, &side);
     store.switches.unwinds_fail.store(true, Ordering::SeqCst);
     let held = store.switches.commits_wait.lock().unwrap();
-    thread::scope(|scope| {
-        let asked = scope.spawn(|| pipeline.set_canonical(side[1].facts.block.hash));
-        let head = Record::Canonical(side[1].facts.block);
-        eventually("the head is not recorded", || (log.records.lock().unwrap().contains(&head)).then_some(()));
-        let flushed = scope.spawn(|| pipeline.flush());
-        thread::sleep(Duration::from_millis(20));
-        drop(held);
-        let failed = finished("a head is never answered", asked);
-        assert!(matches!(failed, Err(CanonicalError::Failed(Failure::Unwind { .. }))), "{failed:?}");
-        assert_eq!(finished("a flush is never answered", flushed).unwrap(), blocks[5].anchor());
-    });
+    let asked = ask(&pipeline, &side[1]);
+    let head = Record::Canonical(side[1].facts.block);
+    eventually("the head is not recorded", || (log.records.lock().unwrap().contains(&head)).then_some(()));
+    let flushed = {
+        let pipeline = Arc::clone(&pipeline);
+        thread::spawn(move || pipeline.flush())
+    };
+    thread::sleep(Duration::from_millis(20));
+    drop(held);
+    let failed = finished("a head is never answered", asked);
+    assert!(matches!(failed, Err(CanonicalError::Failed(Failure::Unwind { .. }))), "{failed:?}");
+    assert_eq!(finished("a flush is never answered", flushed).unwrap(), blocks[5].anchor());
     assert_state(&*store, &blocks[5]);
     // A kill finds the head where it stayed.
     assert_eq!(log.records.lock().unwrap().last(), Some(&Record::Canonical(blocks[5].facts.block)));
@@ -338,17 +355,15 @@ fn the_store_takes_no_step_ahead_of_the_log() {
     choose(&pipeline, &*store, &blocks[4]);
     drop(pipeline);
     let config = explicit(Flush::Synchronous);
-    let pipeline = Pipeline::open_with_log(Arc::clone(&store), log.clone(), config).unwrap();
+    let pipeline = Arc::new(Pipeline::open_with_log(Arc::clone(&store), log.clone(), config).unwrap());
     let stays = |head: &SimBlock, at: &SimBlock| {
-        thread::scope(|scope| {
-            let held = log.syncs_wait.lock().unwrap();
-            judged(&pipeline, std::slice::from_ref(head));
-            let asked = scope.spawn(|| pipeline.set_canonical(head.facts.block.hash));
-            thread::sleep(Duration::from_millis(50));
-            assert_eq!(store.tip().unwrap(), Some(at.anchor()), "the store is ahead of the log");
-            drop(held);
-            finished("a head is never answered", asked).unwrap();
-        });
+        let held = log.syncs_wait.lock().unwrap();
+        judged(&pipeline, std::slice::from_ref(head));
+        let asked = ask(&pipeline, head);
+        thread::sleep(Duration::from_millis(50));
+        assert_eq!(store.tip().unwrap(), Some(at.anchor()), "the store is ahead of the log");
+        drop(held);
+        finished("a head is never answered", asked).unwrap();
         assert_eq!(store.tip().unwrap(), Some(head.anchor()));
     };
     stays(&blocks[5], &blocks[4]);

@@ -15,9 +15,10 @@ use std::{
 };
 
 use foldgate::{
-    Pipeline, PipelineConfig, Verdict,
-    core::BalStore,
+    FileLog, Pipeline, PipelineConfig, Verdict,
+    core::{BalStore, Record, RecordLog},
     pipeline::{Begun, Canonical, Flush},
+    record_log::Options,
 };
 use foldgate_testing::sim::{Sim, SimBlock, SimSize};
 use tempfile::TempDir;
@@ -25,7 +26,7 @@ use tempfile::TempDir;
 use crate::{
     durability::{acknowledged, background},
     kills::{PLACE, SCENARIO, live_and_die, open_mdbx, open_redb, stop_at_the_point},
-    logs::{PointedLog, PointedStore, file_log},
+    logs::{PointedLog, PointedStore},
     support::{assert_state, execute, load, request, start, valid},
 };
 
@@ -124,8 +125,15 @@ impl World {
         let main = branch(&mut sim, &genesis, 10);
         let twice = matches!(scenario, Scenario::Twice | Scenario::Synchronous);
         let first = twice.then(|| sim.child(&main[5]));
-        let side = branch(&mut sim, &main[if twice { 2 } else { 5 }], 3);
-        Self { sim, genesis, main, first, side }
+        let mut world = Self { sim, genesis, main, first, side: Vec::new() };
+        let fork = world.fork().clone();
+        world.side = branch(&mut world.sim, &fork, 3);
+        world
+    }
+
+    /// Where the reorganisation that is cut off leaves the chain.
+    fn fork(&self) -> &SimBlock {
+        &self.main[if self.first.is_some() { 2 } else { 5 }]
     }
 
     /// The head of the branch that is left.
@@ -136,6 +144,21 @@ impl World {
     fn blocks(&self) -> impl Iterator<Item = &SimBlock> {
         self.main.iter().chain(&self.first).chain(&self.side)
     }
+}
+
+/// A log of segments with a record each: it holds on to nothing of what it is told to let go of.
+fn log(place: &Path) -> FileLog {
+    FileLog::open(place.join("log"), Options::default().with_segment_bytes(1)).unwrap()
+}
+
+/// Whether the log holds a record of the block.
+fn holds(place: &Path, block: &SimBlock) -> bool {
+    let mut holds = false;
+    let replayed = log(place).replay(&mut |record| {
+        holds |= matches!(&record, Record::Block(record) if record.anchor == block.anchor());
+    });
+    replayed.unwrap();
+    holds
 }
 
 fn branch(sim: &mut Sim, parent: &SimBlock, length: usize) -> Vec<SimBlock> {
@@ -165,6 +188,10 @@ fn survives_kills<S: BalStore>(test: &str, open: impl Fn(&Path) -> S, scenario: 
             let life = live_and_die(test, place.path(), passed, point, 0);
             assert!(life.reached, "{lives:?}: {point} was never reached");
         }
+        if *lives == ["append"] {
+            let first_to_unwind = &world.main[world.fork().facts.block.number as usize];
+            assert_eq!(holds(place.path(), first_to_unwind), scenario == Scenario::Once);
+        }
         check(place.path(), &open, scenario, world, lives);
     }
 }
@@ -180,7 +207,7 @@ fn run_until_killed<S: BalStore>(place: &Path, open: impl Fn(&Path) -> S, scenar
         deliver(&pipeline, &world.main);
     }
     let store = Arc::new(PointedStore { inner: open(place), reached: Arc::clone(&reached) });
-    let log = PointedLog { inner: file_log(place), reached };
+    let log = PointedLog { inner: log(place), reached };
     let pipeline = Pipeline::open_with_log(store, log, config(scenario)).unwrap();
     if first_life {
         if scenario != Scenario::Younger {
@@ -215,7 +242,7 @@ fn check<S: BalStore>(place: &Path, open: &impl Fn(&Path) -> S, scenario: Scenar
     let tip = store.tip().unwrap().unwrap();
     let at = world.blocks().find(|block| block.anchor() == tip).unwrap_or_else(|| panic!("{what}: the tip is {tip:?}"));
     assert_state(&*store, at);
-    let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(place), config(scenario)).unwrap();
+    let pipeline = Pipeline::open_with_log(Arc::clone(&store), log(place), config(scenario)).unwrap();
     assert_eq!(pipeline.recovery().dropped, 0, "{what}");
     // A head is recorded before anything moves.
     let (left, gone_to) = (world.left(), world.side[2].clone());

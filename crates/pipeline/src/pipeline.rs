@@ -144,6 +144,9 @@ impl<R: TrieReader> fmt::Debug for Begun<R> {
     }
 }
 
+/// A durable state, and the chain up to it.
+type Durable<S> = (Cached<<S as TrieStore>::Snapshot>, Chain);
+
 /// The work of the log's thread.
 type RunLog = Box<dyn FnOnce(Receiver<LogOrder>, Box<dyn Fn(Failure) + Send>) + Send>;
 
@@ -223,8 +226,8 @@ impl<S: TrieStore> Pipeline<S> {
         Self::start(store, config, base, chain, pool, recovered, Some(run))
     }
 
-    /// The durable state behind a new page cache, and the chain up to it.
-    fn ground(store: &S, config: &PipelineConfig) -> Result<(Cached<S::Snapshot>, Chain), OpenError<S::Error>> {
+    /// The durable state, behind a new page cache.
+    fn ground(store: &S, config: &PipelineConfig) -> Result<Durable<S>, OpenError<S::Error>> {
         let snapshot = store.snapshot().map_err(OpenError::Store)?;
         let cache = Arc::new(PageCache::new(config.page_cache_bytes));
         let tip = snapshot.anchor();

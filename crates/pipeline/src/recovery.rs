@@ -4,12 +4,12 @@
 //!   store: .. -- ancestor -- .. -- tip            log: records of blocks beside and above it, and of heads
 //!                    \                \__ layer -- layer -- layer     each folded over its parent, its root held to
 //!                     \                       \__ layer               the record; branches too
-//!                      \__ (way) layer -- layer                       the way from the tip back to the ancestor below them
+//!                      \__ (way) layer -- layer                       below them the way from the tip to the ancestor
 //! ```
 //!
 //! Invariants:
-//! 1. Every block that was acknowledged, and that stands on the durable chain where it may be left, or on others that do, is
-//!    in memory afterwards. What stands on neither is counted.
+//! 1. Every block that was acknowledged, and that stands on the durable chain where it may be left, or on others that do,
+//!    is in memory afterwards. What stands on neither is counted.
 //! 2. A recovered block's root is its record's. Anything else is an error, and the pipeline does not open.
 //! 3. Nothing is written.
 

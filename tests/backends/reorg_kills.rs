@@ -18,7 +18,6 @@ use foldgate::{
     FileLog, Pipeline, PipelineConfig, Verdict,
     core::{BalStore, Record, RecordLog},
     pipeline::{Begun, Canonical, Flush},
-    record_log::Options,
 };
 use foldgate_testing::sim::{Sim, SimBlock, SimSize};
 use tempfile::TempDir;
@@ -26,7 +25,7 @@ use tempfile::TempDir;
 use crate::{
     durability::{acknowledged, background},
     kills::{PLACE, SCENARIO, live_and_die, open_mdbx, open_redb, stop_at_the_point},
-    logs::{PointedLog, PointedStore},
+    logs::{PointedLog, PointedStore, file_log_of_segments},
     support::{assert_state, execute, load, request, start, valid},
 };
 
@@ -148,7 +147,7 @@ impl World {
 
 /// A log of segments with a record each: it holds on to nothing of what it is told to let go of.
 fn log(place: &Path) -> FileLog {
-    FileLog::open(place.join("log"), Options::default().with_segment_bytes(1)).unwrap()
+    file_log_of_segments(place, 1)
 }
 
 /// Whether the log holds a record of the block.

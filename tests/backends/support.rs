@@ -1,6 +1,9 @@
 //! What the suites share: stores of each kind, and an executor of simulated blocks.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use alloy_primitives::{Address, B256, U256, keccak256};
 use foldgate::{
@@ -15,6 +18,13 @@ use foldgate_testing::{
     sim::{Sim, SimBlock, SimSize, load_items},
 };
 use tempfile::TempDir;
+
+/// Held while a child process is started, and while a folder is opened. Until it executes its own program a child has what
+/// this process had open, the lock of a folder included that was closed here meanwhile.
+pub(crate) fn no_child_between() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Stores in memory.
 #[derive(Default)]
@@ -41,6 +51,7 @@ impl StoreFactory for OnRedb {
     type Store = RedbStore;
 
     fn fresh(&self) -> RedbStore {
+        let _turn = no_child_between();
         RedbStore::open(self.0.path(), foldgate_storage_redb::Options::default().with_cache_bytes(32 << 20)).unwrap()
     }
 }
@@ -65,6 +76,7 @@ impl StoreFactory for OnMdbx {
     type Store = MdbxStore;
 
     fn fresh(&self) -> MdbxStore {
+        let _turn = no_child_between();
         MdbxStore::open(self.0.path(), foldgate_storage_mdbx::Options::default()).unwrap()
     }
 }

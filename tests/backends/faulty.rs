@@ -36,7 +36,8 @@ pub(crate) struct Switches {
     pub(crate) reads_fail: AtomicBool,
     pub(crate) commits_fail: AtomicBool,
     pub(crate) commits_panic: AtomicBool,
-    /// While it is held, a commit does not begin.
+    pub(crate) unwinds_fail: AtomicBool,
+    /// While it is held, no commit and no unwind begins.
     pub(crate) commits_wait: Mutex<()>,
     /// The next read of this account gives a nonce that it does not have; those after it are right.
     pub(crate) lie: Mutex<Option<B256>>,
@@ -158,7 +159,8 @@ impl TrieStore for FaultyStore {
     }
 
     fn unwind(&self, batch: &UnwindBatch) -> Result<(), Fault> {
-        check(&self.switches.commits_fail)?;
+        let _turn = self.switches.commits_wait.lock();
+        check(&self.switches.unwinds_fail)?;
         Ok(self.inner.unwind(batch)?)
     }
 

@@ -12,7 +12,7 @@ use std::{
     process::{Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::Duration,
@@ -31,12 +31,14 @@ use tempfile::TempDir;
 
 use crate::{
     logs::{PointedLog, PointedStore, Reached, file_log},
-    support::{assert_state, chain, execute, load, request, start, valid},
+    support::{assert_state, chain, execute, load, no_child_between, request, start, valid},
 };
 
-const PLACE: &str = "FOLDGATE_KILL_PLACE";
+pub(crate) const PLACE: &str = "FOLDGATE_KILL_PLACE";
 /// The point, and how often it is passed before.
 const POINT: &str = "FOLDGATE_KILL_POINT";
+/// What the child does, where there is a choice.
+pub(crate) const SCENARIO: &str = "FOLDGATE_KILL_SCENARIO";
 const ACKNOWLEDGED: &str = "acknowledged ";
 const AT_POINT: &str = "at point";
 
@@ -50,16 +52,22 @@ const BLOCKS_PER_LIFE: usize = 14;
 
 #[test]
 fn a_pipeline_on_redb_survives_kills() {
-    let open = |place: &Path| {
-        RedbStore::open(place, foldgate_storage_redb::Options::default().with_cache_bytes(8 << 20)).unwrap()
-    };
-    survives_kills("kills::a_pipeline_on_redb_survives_kills", open);
+    survives_kills("kills::a_pipeline_on_redb_survives_kills", open_redb);
 }
 
 #[test]
 fn a_pipeline_on_mdbx_survives_kills() {
-    let open = |place: &Path| MdbxStore::open(place, foldgate_storage_mdbx::Options::default()).unwrap();
-    survives_kills("kills::a_pipeline_on_mdbx_survives_kills", open);
+    survives_kills("kills::a_pipeline_on_mdbx_survives_kills", open_mdbx);
+}
+
+pub(crate) fn open_redb(place: &Path) -> RedbStore {
+    let _turn = no_child_between();
+    RedbStore::open(place, foldgate_storage_redb::Options::default().with_cache_bytes(8 << 20)).unwrap()
+}
+
+pub(crate) fn open_mdbx(place: &Path) -> MdbxStore {
+    let _turn = no_child_between();
+    MdbxStore::open(place, foldgate_storage_mdbx::Options::default()).unwrap()
 }
 
 fn config() -> PipelineConfig {
@@ -88,7 +96,7 @@ fn survives_kills<S: BalStore>(test: &str, open: impl Fn(&Path) -> S) {
         let at = kill % POINTS.len();
         // What comes once in a life is not passed.
         let passes = if matches!(POINTS[at], "snapshot" | "replay") { 0 } else { rng.random_range(0..3) };
-        let life = live_and_die(test, place.path(), POINTS[at], passes);
+        let life = live_and_die(test, place.path(), "", POINTS[at], passes);
         reached[at] += u32::from(life.reached);
         let acknowledged = life.acknowledged.unwrap_or(0).max(height);
         let what = format!("kill {kill} at {}, {passes} times passed", POINTS[at]);
@@ -129,17 +137,21 @@ fn check<S: BalStore>(
     head + 1
 }
 
-struct Life {
-    reached: bool,
+pub(crate) struct Life {
+    pub(crate) reached: bool,
     acknowledged: Option<usize>,
 }
 
 /// Starts the child and kills it at the point, or somewhat later; it may end before.
-fn live_and_die(test: &str, place: &Path, point: &str, passes: u32) -> Life {
+pub(crate) fn live_and_die(test: &str, place: &Path, scenario: &str, point: &str, passes: u32) -> Life {
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(PLACE, place);
+    command.env(SCENARIO, scenario);
     command.env(POINT, format!("{point}:{passes}")).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let mut child = command.spawn().unwrap();
+    let mut child = {
+        let _turn = no_child_between();
+        command.spawn().unwrap()
+    };
     let mut life = Life { reached: false, acknowledged: None };
     let note = |life: &mut Life, line: &str| {
         if let Some(number) = line.strip_prefix(ACKNOWLEDGED) {
@@ -166,15 +178,15 @@ fn live_and_die(test: &str, place: &Path, point: &str, passes: u32) -> Life {
     life
 }
 
-/// The child: executes blocks, and stops for ever at the point.
-fn run_until_killed<S: BalStore>(place: &Path, open: impl Fn(&Path) -> S, blocks: &[SimBlock]) {
+/// In the child: stops for ever at the point, once it is armed.
+pub(crate) fn stop_at_the_point(armed: Arc<AtomicBool>) -> Reached {
     let point = env::var(POINT).unwrap();
     let (point, passes) = point.split_once(':').unwrap();
     let (goes_on, point) = (point.ends_with('~'), point.trim_end_matches('~').to_owned());
     let passes: u32 = passes.parse().unwrap();
     let count = AtomicU32::new(0);
-    let reached: Reached = Arc::new(move |at| {
-        if at != point || count.fetch_add(1, Ordering::Relaxed) != passes {
+    Arc::new(move |at| {
+        if at != point || !armed.load(Ordering::SeqCst) || count.fetch_add(1, Ordering::Relaxed) != passes {
             return;
         }
         // The newline ends whatever libtest left on the line.
@@ -184,7 +196,12 @@ fn run_until_killed<S: BalStore>(place: &Path, open: impl Fn(&Path) -> S, blocks
                 thread::park();
             }
         }
-    });
+    })
+}
+
+/// The child: executes blocks, and stops for ever at the point.
+fn run_until_killed<S: BalStore>(place: &Path, open: impl Fn(&Path) -> S, blocks: &[SimBlock]) {
+    let reached = stop_at_the_point(Arc::new(AtomicBool::new(true)));
     let store = Arc::new(PointedStore { inner: open(place), reached: Arc::clone(&reached) });
     let log = PointedLog { inner: file_log(place), reached };
     let tip = store.tip().unwrap().unwrap().block.number as usize;

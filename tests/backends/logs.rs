@@ -18,9 +18,17 @@ use foldgate::{
     record_log,
 };
 
+use crate::support::no_child_between;
+
 /// The log of a store in a folder: small segments, so that there are many.
 pub(crate) fn file_log(dir: &Path) -> FileLog {
-    FileLog::open(dir.join("log"), record_log::Options::default().with_segment_bytes(4 << 10)).unwrap()
+    file_log_of_segments(dir, 4 << 10)
+}
+
+/// The same with segments of another length.
+pub(crate) fn file_log_of_segments(dir: &Path, segment_bytes: u64) -> FileLog {
+    let _turn = no_child_between();
+    FileLog::open(dir.join("log"), record_log::Options::default().with_segment_bytes(segment_bytes)).unwrap()
 }
 
 /// The log could not be written.
@@ -33,6 +41,8 @@ pub(crate) struct LogFault;
 pub(crate) struct SharedLog {
     pub(crate) records: Arc<Mutex<Vec<Record>>>,
     pub(crate) fails: Arc<AtomicBool>,
+    /// While it is held, no sync begins.
+    pub(crate) syncs_wait: Arc<Mutex<()>>,
 }
 
 impl RecordLog for SharedLog {
@@ -44,6 +54,7 @@ impl RecordLog for SharedLog {
     }
 
     fn sync(&mut self) -> Result<(), LogFault> {
+        let _turn = self.syncs_wait.lock();
         if self.fails.load(Ordering::SeqCst) { Err(LogFault) } else { Ok(()) }
     }
 
@@ -132,7 +143,10 @@ impl<S: TrieStore> TrieStore for PointedStore<S> {
     }
 
     fn unwind(&self, batch: &UnwindBatch) -> Result<(), S::Error> {
-        self.inner.unwind(batch)
+        (self.reached)("unwind");
+        self.inner.unwind(batch)?;
+        (self.reached)("unwound");
+        Ok(())
     }
 
     fn committed(&self, number: BlockNumber) -> Result<Option<StateAnchor>, S::Error> {

@@ -36,6 +36,8 @@ mod logs;
 mod moving;
 mod pipeline;
 mod races;
+mod reorg_edges;
+mod reorg_kills;
 mod reorgs;
 mod shadow;
 mod soak;

@@ -3,14 +3,14 @@
 //!
 //! A store's commit takes hundreds of milliseconds and carries many blocks. A redo record is small and goes to a log of
 //! its own, where it is durable within milliseconds: from then on the block is *acknowledged*, and survives whatever
-//! happens before the store has it. After a kill the records above the store's tip are folded again, each block's root
-//! held to its record.
+//! happens before the store has it. After a kill the records of blocks that the store does not have are folded again, each
+//! block's root held to its record.
 //!
 //! Invariants:
 //! 1. [`Record::write_bytes`] and [`Record::from_bytes`] are inverses: each record has one encoding, and decoding
 //!    refuses every other with a typed error, whatever the bytes are.
-//! 2. A block that was folded from its access list is recorded by the list; every other one by its leaves, never by a
-//!    list: see [`Redo`].
+//! 2. A block that was just folded from its access list is recorded by the list; every other one, and one that a store is
+//!    about to forget, by its leaves, never by a list: see [`Redo`].
 
 use alloy_primitives::{B256, Bytes};
 
@@ -28,7 +28,7 @@ pub enum Redo {
     /// The raw access list. It was confirmed by execution, and holds everything: code, indices 0 and n + 1, zeroed slots.
     Bal(Bytes),
     /// The changed leaves, of a block that had no list, or whose list does not say all (before Cancun) or was not
-    /// confirmed.
+    /// confirmed, or of which none of that is known any more.
     Diff {
         /// The leaves and the new code.
         diff: ForwardDiff,

@@ -170,9 +170,12 @@ pub(crate) struct Calculator<S: TrieStore> {
 }
 
 impl<S: TrieStore> Calculator<S> {
-    /// Runs until told to shut down, or until every sender is gone.
-    pub(crate) fn run(mut self, inbox: &Inbox<S>) {
+    /// Runs until told to shut down, or until every sender is gone. `head` is what the canonical head was when the log was
+    /// closed, or cut off.
+    pub(crate) fn run(mut self, inbox: &Inbox<S>, head: BlockHash) {
         let ticks = durable::ticks(&self.config.flush);
+        // Where it lies beside the durable chain this goes on with a reorganisation. Nobody waits for it.
+        let _unasked = self.follow(head);
         self.release();
         loop {
             let event = select_biased! {

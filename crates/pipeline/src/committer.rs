@@ -3,14 +3,18 @@
 //!
 //! ```text
 //!   Commit(layer)               with those that have gathered behind it: one store commit, a reverse diff for each block
-//!   Reorganise { to, branch }   way back folded, root checked; what will be forgotten kept as layers; unwind; branch committed
+//!   Reorganise { to, branch }   way back folded, root checked; what will be forgotten kept as layers, and in the log;
+//!                               unwind; branch committed
 //! ```
 //!
 //! Invariants:
 //! 1. `base` is the store's tip, and its tries are those of that block.
 //! 2. A reorganisation that fails before the store has moved changes nothing, and says so. After any other failure
 //!    nothing more is written.
-//! 3. Every order is answered, unless the calculator is gone: then what was acknowledged is committed all the same.
+//! 3. With a log, the store takes no step before the log has what it takes to recover from a kill behind that step: of a
+//!    commit, the records of its blocks and of the head that they lead to; of an unwind, the records of the blocks
+//!    that are forgotten, too.
+//! 4. Every order is answered, unless the calculator is gone: then what was acknowledged is committed all the same.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -25,6 +29,7 @@ use foldgate_core::{
 };
 
 use crate::{
+    durability::WriteAhead,
     ground::Chain,
     jobs::{JobMessage, Pool, panic_message},
     observe,
@@ -86,6 +91,7 @@ pub(crate) struct Committer<S: TrieStore> {
     pub(crate) cache: Arc<PageCache>,
     pub(crate) base: Cached<S::Snapshot>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) log: WriteAhead,
     pub(crate) unwind_depth: u64,
     pub(crate) retention: Retention,
 }
@@ -143,6 +149,7 @@ impl<S: BalStore> Committer<S> {
     }
 
     fn commit_batches(&mut self, run: &[Arc<Layer>]) -> Result<u64, Failure> {
+        self.log.secure(&[])?;
         let batches = batches(run);
         for batch in &batches {
             let tip = batch.blocks.last().map_or(batch.parent, |block| block.anchor.block);
@@ -184,6 +191,7 @@ impl<S: BalStore> Committer<S> {
         });
         let (back, unwound) =
             computed.map_err(|error: foldgate_core::UnwindError<S::Error>| failed(Arc::new(error)))?;
+        self.log.secure(&unwound)?;
         let batch = UnwindBatch { from: self.base.anchor().block, to, rows: back.to_batch().rows };
         self.store.unwind(&batch).map_err(|error| failed(Arc::new(error)))?;
         Ok((back, unwound))

@@ -127,7 +127,8 @@ pub struct PipelineConfig {
     /// How many bytes of leaves, code and lists the canonical blocks that are not in the store may take. Beyond it new
     /// blocks are refused as busy until a flush, of the newest ones too, has made room.
     pub max_unflushed_bytes: usize,
-    /// How many records one sync of the log makes durable at most: those that have gathered during the sync before.
+    /// How many records one sync of the log makes durable at most: those that have gathered during the sync before. What a
+    /// reorganisation has recorded before the store moves counts as one.
     pub records_per_sync: NonZeroUsize,
     /// For how many blocks below the durable tip the store keeps access lists and reverse diffs, at least `unwind_depth`;
     /// `None` for ever.

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   calculator --(layer; new head; prune)--> [log's thread] --append, append, .. sync--> RecordLog
-//!                                                 |
-//!                                                 +--> acknowledgements, answers of `set_canonical`
+//!   committer ---(what it will unwind)--------->  |
+//!                                                 +--> acknowledgements, answers of `set_canonical`, the committer's turn
 //! ```
 //!
-//! It never waits for the store, and nobody waits for it but who asked to.
+//! It never waits for the store, and nobody waits for it but who asked to: among them the committer, before the store
+//! takes a step ([`WriteAhead`]).
 //!
 //! Invariants:
 //! 1. An acknowledgement is sent after the sync that covers the block's record, and the records of all its ancestors:
@@ -14,8 +15,11 @@
 //! 2. After a failure nothing is acknowledged any more: every later order is answered with the failure, so that nobody
 //!    waits for ever.
 //! 3. A block's permit is held until its record is durable: so many blocks at most wait here.
+//! 4. Orders take effect in their order: what is ordered after a pruning is not lost to it.
+//! 5. The store takes no step before all that was ordered of the log until then is durable.
 
 use std::{
+    collections::HashSet,
     fmt,
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -23,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use foldgate_core::{BlockNumHash, BlockNumber, BlockRecord, Layer, Record, RecordLog, Redo};
 
 use crate::{
@@ -76,14 +80,39 @@ pub(crate) enum LogOrder {
     Block { layer: Arc<Layer>, by_list: bool, acknowledge: Acknowledge, permit: Option<Permit> },
     /// Record the canonical head, and answer when the record is durable.
     Canonical { head: BlockNumHash, reply: Option<Sender<Result<(), CanonicalError>>> },
+    /// Record those of these blocks of which the log holds no record, oldest first, and answer when everything ordered so
+    /// far is durable.
+    Secure { blocks: Vec<Arc<Layer>>, reply: Sender<Result<(), Failure>> },
     /// Let go of records up to this height: the store has them.
     Prune(BlockNumber),
+}
+
+/// The log as the committer knows it: the store takes a step only when what it needs to be taken back, or gone on from,
+/// is durable in the log.
+#[derive(Debug)]
+pub(crate) struct WriteAhead(Option<Sender<LogOrder>>);
+
+impl WriteAhead {
+    /// Without a log nothing is waited for.
+    pub(crate) const fn new(log: Option<Sender<LogOrder>>) -> Self {
+        Self(log)
+    }
+
+    /// Waits until everything that was ordered of the log is durable, and a record of each of these blocks.
+    pub(crate) fn secure(&self, blocks: &[Arc<Layer>]) -> Result<(), Failure> {
+        let Some(log) = &self.0 else { return Ok(()) };
+        let (reply, answer) = bounded(1);
+        // The log's thread lives as long as this sender, and answers every order: but for a panic.
+        let _gone = log.send(LogOrder::Secure { blocks: blocks.to_vec(), reply });
+        answer.recv().unwrap_or_else(|_| Err(Failure::Panicked("the log's thread is gone".to_owned())))
+    }
 }
 
 /// Who is told when the records of a batch are durable.
 enum Waiter {
     Block { acknowledge: Acknowledge, permit: Option<Permit> },
     Canonical(Sender<Result<(), CanonicalError>>),
+    Committer(Sender<Result<(), Failure>>),
 }
 
 impl Waiter {
@@ -96,6 +125,7 @@ impl Waiter {
                 drop(acknowledge.send(result));
             }
             Self::Canonical(reply) => drop(reply.send(result.map_err(CanonicalError::Failed))),
+            Self::Committer(reply) => drop(reply.send(result)),
         }
     }
 }
@@ -112,8 +142,10 @@ fn record(layer: &Layer, by_list: bool) -> Record {
 /// The log, and what is done with it.
 pub(crate) struct LogKeeper<L> {
     pub(crate) log: L,
-    /// How many records one sync makes durable at most.
+    /// How many orders one sync carries out at most.
     pub(crate) records_per_sync: NonZeroUsize,
+    /// The blocks of which the log is certain to hold a record.
+    pub(crate) recorded: HashSet<BlockNumHash>,
 }
 
 impl<L> fmt::Debug for LogKeeper<L> {
@@ -127,23 +159,8 @@ impl<L> fmt::Debug for LogKeeper<L> {
 struct Batch {
     records: Vec<Record>,
     waiters: Vec<Waiter>,
+    /// Of the batch's last order: it is carried out behind the others.
     prune: Option<BlockNumber>,
-}
-
-impl Batch {
-    fn add(&mut self, order: LogOrder) {
-        match order {
-            LogOrder::Block { layer, by_list, acknowledge, permit } => {
-                self.waiters.push(Waiter::Block { acknowledge, permit });
-                self.records.push(record(&layer, by_list));
-            }
-            LogOrder::Canonical { head, reply } => {
-                self.waiters.extend(reply.map(Waiter::Canonical));
-                self.records.push(Record::Canonical(head));
-            }
-            LogOrder::Prune(up_to) => self.prune = self.prune.max(Some(up_to)),
-        }
-    }
 }
 
 impl<L: RecordLog> LogKeeper<L> {
@@ -157,10 +174,7 @@ impl<L: RecordLog> LogKeeper<L> {
             }
         };
         while let Ok(first) = orders.recv() {
-            let mut batch = Batch::default();
-            for order in std::iter::once(first).chain(orders.try_iter()).take(self.records_per_sync.get()) {
-                batch.add(order);
-            }
+            let batch = self.gather(first, orders);
             if state.is_ok() {
                 note(&mut state, guarded(|| self.write(&batch.records)));
             }
@@ -169,8 +183,45 @@ impl<L: RecordLog> LogKeeper<L> {
             }
             // Nobody waits for this.
             if let (Ok(()), Some(up_to)) = (&state, batch.prune) {
+                self.recorded.retain(|block| block.number > up_to);
                 note(&mut state, guarded(|| self.log.prune(up_to)));
             }
+        }
+    }
+
+    /// The orders that are there, up to the first pruning.
+    fn gather(&mut self, first: LogOrder, orders: &Receiver<LogOrder>) -> Batch {
+        let mut batch = Batch::default();
+        for order in std::iter::once(first).chain(orders.try_iter()).take(self.records_per_sync.get()) {
+            self.add(order, &mut batch);
+            if batch.prune.is_some() {
+                break;
+            }
+        }
+        batch
+    }
+
+    fn add(&mut self, order: LogOrder, batch: &mut Batch) {
+        match order {
+            LogOrder::Block { layer, by_list, acknowledge, permit } => {
+                self.recorded.insert(layer.anchor.block);
+                batch.waiters.push(Waiter::Block { acknowledge, permit });
+                batch.records.push(record(&layer, by_list));
+            }
+            LogOrder::Canonical { head, reply } => {
+                batch.waiters.extend(reply.map(Waiter::Canonical));
+                batch.records.push(Record::Canonical(head));
+            }
+            LogOrder::Secure { blocks, reply } => {
+                for layer in blocks {
+                    if self.recorded.insert(layer.anchor.block) {
+                        // Whether its list alone leads to its state is not known any more.
+                        batch.records.push(record(&layer, false));
+                    }
+                }
+                batch.waiters.push(Waiter::Committer(reply));
+            }
+            LogOrder::Prune(up_to) => batch.prune = Some(up_to),
         }
     }
 

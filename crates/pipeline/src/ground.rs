@@ -57,6 +57,12 @@ impl Chain {
         self.tip().number.saturating_sub(self.depth)
     }
 
+    /// The height of the lowest block that is held.
+    pub(crate) fn lowest(&self) -> BlockNumber {
+        // No block lies below the genesis.
+        self.anchors.front().map_or(0, |lowest| lowest.block.number)
+    }
+
     /// The block with its root, if it is of the chain and may still be left.
     pub(crate) fn get(&self, block: BlockNumHash) -> Option<StateAnchor> {
         self.known(block).filter(|anchor| anchor.block.number >= self.floor())
@@ -64,7 +70,7 @@ impl Chain {
 
     /// The block with its root, if it is of what is held of the chain.
     fn known(&self, block: BlockNumHash) -> Option<StateAnchor> {
-        let at = block.number.checked_sub(self.anchors.front()?.block.number)?;
+        let at = block.number.checked_sub(self.lowest())?;
         self.anchors.get(usize::try_from(at).ok()?).copied().filter(|anchor| anchor.block == block)
     }
 

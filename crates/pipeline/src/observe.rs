@@ -179,6 +179,12 @@ pub(crate) fn unflushed(blocks: usize, bytes: usize) {
     gauge!(UNFLUSHED_BYTES).set(bytes as f64);
 }
 
+/// A reorganisation to this head failed before the store moved.
+pub(crate) fn head_stays(head: BlockNumHash, failure: &Failure) {
+    let BlockNumHash { number, hash } = head;
+    warn!(target: "foldgate", number, %hash, %failure, "head_stays");
+}
+
 /// A block was handed to the committer.
 pub(crate) fn queued() {
     gauge!(COMMIT_BACKLOG).increment(1.0);

@@ -27,7 +27,7 @@ use crate::{
     committer::Committer,
     config::{Flush, PipelineConfig},
     counters::{CounterSnapshot, Counters},
-    durability::{LogKeeper, LogOrder},
+    durability::{LogKeeper, LogOrder, WriteAhead},
     ground::Chain,
     handle::{AttemptId, BlockHandle, Execution, Shared},
     jobs::{JobMessage, Pool},
@@ -46,7 +46,7 @@ pub enum OpenError<E: std::error::Error + 'static> {
     /// The store failed, or holds no state to start from.
     #[error("opening the durable state: {0}")]
     Store(#[source] E),
-    /// What the record log holds above the store's tip could not be recovered.
+    /// What the record log holds beyond the store could not be recovered.
     #[error("recovering from the record log: {0}")]
     Recovery(#[from] RecoveryError),
     /// A thread could not be started.
@@ -142,6 +142,9 @@ impl<R: TrieReader> fmt::Debug for Begun<R> {
     }
 }
 
+/// A durable state, and the chain up to it.
+type Durable<S> = (Cached<<S as TrieStore>::Snapshot>, Chain);
+
 /// The work of the log's thread.
 type RunLog = Box<dyn FnOnce(Receiver<LogOrder>, Box<dyn Fn(Failure) + Send>) + Send>;
 
@@ -158,10 +161,11 @@ pub struct Pipeline<S: TrieStore> {
     max_in_flight: usize,
     attempts: AtomicU64,
     recovery: RecoveryReport,
-    // Dropped by `Drop` in this order: the calculator ends, then the log, then the committer, then the pool.
+    // Dropped by `Drop` in this order: the calculator ends, then the committer, which needs the log, then the log, then the
+    // pool.
     calculator: Option<JoinHandle<()>>,
-    log: Option<JoinHandle<()>>,
     committer: Option<JoinHandle<()>>,
+    log: Option<JoinHandle<()>>,
     pool: Option<Arc<Pool>>,
 }
 
@@ -184,16 +188,18 @@ impl<S: TrieStore> Pipeline<S> {
     where
         S: BalStore,
     {
-        let base = Self::ground(&*store, &config)?;
+        let (base, chain) = Self::ground(&*store, &config)?;
         let pool = Arc::new(Pool::new(config.threads, config.pin_threads).map_err(OpenError::Thread)?);
         let recovered = Recovered::nothing(base.anchor().block);
-        Self::start(store, config.with_flush(Flush::Synchronous), base, pool, &recovered, None)
+        Self::start(store, config.with_flush(Flush::Synchronous), base, chain, pool, recovered, None)
     }
 
     /// Opens a pipeline on the store's durable state and the record log that belongs to it.
     ///
-    /// What the log holds above the store's tip is folded again first, each block's root held to its record: every block
-    /// that was acknowledged is there, and the canonical head is what it was. From then on a valid block is acknowledged
+    /// What the log holds beside and above the store's chain is folded again first, each block's root held to its record:
+    /// every block that was acknowledged is there, but for branches that left the chain deeper than
+    /// [`PipelineConfig::unwind_depth`], and the canonical head is what it was. Where that lies beside the store's chain, a
+    /// reorganisation was cut off: it is carried out. From then on a valid block is acknowledged
     /// when its record is durable, and the store is written in the background ([`Flush`]).
     ///
     /// While it is open, nobody else may write to the store.
@@ -209,28 +215,32 @@ impl<S: TrieStore> Pipeline<S> {
     where
         S: BalStore,
     {
-        let base = Self::ground(&*store, &config)?;
+        let (base, chain) = Self::ground(&*store, &config)?;
         let pool = Arc::new(Pool::new(config.threads, config.pin_threads).map_err(OpenError::Thread)?);
-        let recovered = pool.install(|| recover(&base, &mut log, config.canonical))?;
-        let keeper = LogKeeper { log, records_per_sync: config.records_per_sync };
+        let mut recovered = pool.install(|| recover(&*store, &base, &chain, &mut log, config.canonical))?;
+        let recorded = std::mem::take(&mut recovered.recorded);
+        let keeper = LogKeeper { log, records_per_sync: config.records_per_sync, recorded };
         let run: RunLog = Box::new(move |orders, failed| keeper.run(&orders, &*failed));
-        Self::start(store, config, base, pool, &recovered, Some(run))
+        Self::start(store, config, base, chain, pool, recovered, Some(run))
     }
 
-    /// The durable state behind a new page cache.
-    fn ground(store: &S, config: &PipelineConfig) -> Result<Cached<S::Snapshot>, OpenError<S::Error>> {
+    /// The durable state, behind a new page cache.
+    fn ground(store: &S, config: &PipelineConfig) -> Result<Durable<S>, OpenError<S::Error>> {
         let snapshot = store.snapshot().map_err(OpenError::Store)?;
         let cache = Arc::new(PageCache::new(config.page_cache_bytes));
-        cache.reset(snapshot.anchor().block);
-        Ok(Cached::new(snapshot, cache).with_tries(Forest::new(DEFAULT_NODE_BYTES).unloaded()))
+        let tip = snapshot.anchor();
+        cache.reset(tip.block);
+        let base = Cached::new(snapshot, cache).with_tries(Forest::new(DEFAULT_NODE_BYTES).unloaded());
+        Ok((base, Chain::read(store, tip, config.unwind_depth).map_err(OpenError::Store)?))
     }
 
     fn start(
         store: Arc<S>,
         config: PipelineConfig,
         base: Cached<S::Snapshot>,
+        chain: Chain,
         pool: Arc<Pool>,
-        recovered: &Recovered,
+        recovered: Recovered,
         run_log: Option<RunLog>,
     ) -> Result<Self, OpenError<S::Error>>
     where
@@ -241,7 +251,6 @@ impl<S: TrieStore> Pipeline<S> {
         let (results, results_in) = unbounded();
         let (answers, answers_in) = unbounded();
         let (control, control_in) = unbounded();
-        let chain = Chain::read(&*store, base.anchor(), config.unwind_depth).map_err(OpenError::Store)?;
         let (orders, orders_in) = unbounded();
         let counters = Arc::new(Counters::default());
         let max_in_flight = config.max_in_flight;
@@ -266,6 +275,7 @@ impl<S: TrieStore> Pipeline<S> {
             cache: Arc::clone(&cache),
             base: base.clone(),
             pool: Arc::clone(&pool),
+            log: WriteAhead::new(records.clone()),
             unwind_depth: config.unwind_depth,
             retention: Retention::new(config.keep_bals.map(|keep| keep.max(config.unwind_depth))),
         };
@@ -273,10 +283,11 @@ impl<S: TrieStore> Pipeline<S> {
         shadow_cache.reset(base.anchor().block);
         let mut tree = Tree::new(base, chain, config.max_remembered);
         recovered.put_into(&mut tree);
-        let mut backlog = Backlog::new(recovered.head, records, Arc::clone(&permits));
+        let mut backlog = Backlog::new(tree.tip(), records, Arc::clone(&permits));
         for layer in recovered.blocks.iter().filter_map(|valid| valid.layer.as_ref()) {
             backlog.hold(layer, None);
         }
+        let report = recovered.report;
         let calculator = Calculator::<S> {
             shadow_cache,
             tree,
@@ -298,7 +309,7 @@ impl<S: TrieStore> Pipeline<S> {
         };
         let inbox = Inbox { requests: requests_in, results: results_in, answers: answers_in, control: control_in };
         let committer = spawn("committer", Box::new(move || committer.run(&orders_in, &answers)))?;
-        let calculator = spawn("calculator", Box::new(move || calculator.run(&inbox)))?;
+        let calculator = spawn("calculator", Box::new(move || calculator.run(&inbox, recovered.head.hash)))?;
         Ok(Self {
             requests,
             results,
@@ -308,10 +319,10 @@ impl<S: TrieStore> Pipeline<S> {
             permits,
             max_in_flight: max_in_flight.get(),
             attempts: AtomicU64::new(0),
-            recovery: recovered.report,
+            recovery: report,
             calculator: Some(calculator),
-            log,
             committer: Some(committer),
+            log,
             pool: Some(pool),
         })
     }
@@ -405,7 +416,7 @@ impl<S: TrieStore> Drop for Pipeline<S> {
     fn drop(&mut self) {
         // The calculator may be gone after a panic; its thread is joined all the same.
         let _gone = self.control.send(Control::Shutdown);
-        for thread in [self.calculator.take(), self.log.take(), self.committer.take()].into_iter().flatten() {
+        for thread in [self.calculator.take(), self.committer.take(), self.log.take()].into_iter().flatten() {
             let _panicked = thread.join();
         }
         // The last reference: waits for the workers.

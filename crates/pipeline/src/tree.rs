@@ -267,7 +267,7 @@ impl<R: TrieReader> Tree<R> {
         self.nodes.get(&block.hash).filter(|node| node.block() == block)
     }
 
-    /// Puts in a block that was recovered from its record, whose parent is in the tree or is the durable tip.
+    /// Puts in a block that was recovered from its record, whose parent is in the tree or of the durable chain.
     pub(crate) fn put_recovered(&mut self, verdict: &Arc<ValidBlock>) {
         let Some(layer) = verdict.layer.clone() else { return };
         let (parent, hash) = (layer.parent.hash, verdict.block.hash);

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What a head asked for comes to.
-enum Move {
+pub(super) enum Move {
     Answer(Result<(), CanonicalError>),
     /// It is canonical, in memory or on its way to the store.
     Await(BlockNumHash),
@@ -69,7 +69,7 @@ impl<S: TrieStore> Calculator<S> {
         }
     }
 
-    fn follow(&mut self, head: BlockHash) -> Move {
+    pub(super) fn follow(&mut self, head: BlockHash) -> Move {
         let (block, durability) = match self.tree.nodes.get(&head) {
             _ if self.tree.chain.contains_hash(&head) => return Move::Answer(Ok(())),
             Some(Node::InFlight(entry)) => return Move::Answer(Err(CanonicalError::NotJudged(entry.block()))),
@@ -164,6 +164,7 @@ impl<S: TrieStore> Calculator<S> {
                 self.moved();
             }
             Err(ReorgFailure::Before(failure)) => {
+                observe::head_stays(self.backlog.head, &failure);
                 self.unqueue();
                 self.tree.queued_head = self.tree.tip();
                 self.backlog.head = left;

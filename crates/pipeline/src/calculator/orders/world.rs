@@ -10,6 +10,7 @@ use super::{super::*, End, Ended, Happens, List, Script};
 use crate::{
     committer::Committer,
     config::{Canonical, Flush},
+    durability::WriteAhead,
     ground::Chain,
     handle::{AttemptId, BlockHandle, VerdictTicket},
     holdings::Holdings,
@@ -217,6 +218,7 @@ impl<'a> World<'a> {
         drop(order);
         let base = self.calculator.tree.base.clone();
         let committer = Committer {
+            log: WriteAhead::new(None),
             store: Arc::clone(&self.store),
             cache: Arc::clone(base.cache()),
             base,

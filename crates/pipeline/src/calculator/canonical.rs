@@ -198,10 +198,15 @@ impl<S: TrieStore> Calculator<S> {
             self.halt(&lost, Halt::ForkLost);
         }
         self.ask_again();
-        self.answer_waiters();
+        if self.broken.is_none() {
+            // Some may be so deep that the chain forgets them now.
+            self.answer_heads();
+        }
         self.tree.chain.trim();
         self.follow_heads();
         self.sweep();
+        // Who waited for a flush finds the figures of what is not flushed told.
+        self.answer_waiters();
     }
 
     /// What was queued will not be committed: its room is given back, so that callers get to hear why.
@@ -239,6 +244,11 @@ impl<S: TrieStore> Calculator<S> {
             }
             return;
         }
+        self.answer_heads();
+        self.answer_flushes();
+    }
+
+    fn answer_heads(&mut self) {
         let chain = &self.tree.chain;
         self.canonical_waiters.retain(|(block, waiter)| {
             let done = chain.contains(*block);
@@ -247,6 +257,9 @@ impl<S: TrieStore> Calculator<S> {
             }
             !done
         });
+    }
+
+    fn answer_flushes(&mut self) {
         let durable = self.tree.base.anchor();
         if self.backlog.head == durable.block && self.heads.is_empty() {
             for waiter in self.flush_waiters.drain(..) {

@@ -175,18 +175,26 @@ impl<R: TrieReader> Cached<R> {
                 .flat_map(|(touched, _)| touched.slots.iter().map(|slot| (touched.hashed_address, slot.hashed_slot)));
             let slots: Vec<_> = slots.collect();
             let mut values = Vec::with_capacity(slots.len());
-            for slots in slots.chunks(BATCH) {
-                if stop() {
-                    return Ok(Warmed::Stopped);
+            let mut read_slots = || {
+                for slots in slots.chunks(BATCH) {
+                    if stop() {
+                        return Ok(Warmed::Stopped);
+                    }
+                    values.append(&mut through_batch(slots, known_slot, |keys| self.slots(keys))?);
                 }
-                values.append(&mut through_batch(slots, known_slot, |keys| self.slots(keys))?);
-            }
+                Ok(Warmed::Whole)
+            };
+            let warmed = read_slots();
+            // However far that got, what was read stays.
             let mut values = values.into_iter();
             for (touched, account) in touched.iter().zip(accounts) {
                 walk.add(touched, account.as_ref());
                 let read = if has_storage(account.as_ref()) { touched.slots.as_slice() } else { &[] };
                 let slots = read.iter().map(|slot| slot.hashed_slot).zip(&mut values);
                 ahead.records.add(touched.hashed_address, account, slots);
+            }
+            if warmed? == Warmed::Stopped {
+                return Ok(Warmed::Stopped);
             }
         }
         walk.run(self, tries, stop, ahead)

@@ -1,8 +1,12 @@
-//! Reads through layers, one by one, as scans, and in batches of any order, held to plain maps.
+//! Reads through layers, and of what was read ahead, one by one, as scans, and in batches of any order, held to plain maps.
+
+use std::{cell::Cell, sync::Arc};
 
 use alloy_primitives::{B256, U256};
-use foldgate_core::{Account, AccountInfo, FoldOptions, HashedPostState, MemoryStore, Overlay, TrieReader, TrieStore};
-use foldgate_core::{fold, resolve};
+use foldgate_core::{
+    Account, AccountInfo, Cached, FoldOptions, HashedPostState, MemoryStore, Overlay, PageCache, ReadAhead,
+    TouchedAccount, TrieReader, TrieStore, WrittenKey, fold, resolve,
+};
 use foldgate_testing::oracle::storage_root;
 use rand::{
     Rng, SeedableRng,
@@ -89,6 +93,27 @@ fn check_reads(view: &impl TrieReader, model: &Model, shape: Shape, rng: &mut St
     }
 }
 
+/// Reads some of a state ahead, in parts that overlap, of which some are stopped.
+fn read_ahead<R: TrieReader>(reader: &Cached<R>, model: &Model, shape: Shape, rng: &mut StdRng) {
+    let mut ahead = ReadAhead::new(reader.clone());
+    for _ in 0..rng.random_range(0..5) {
+        let mut written = Vec::new();
+        for _ in 0..rng.random_range(0..30) {
+            let hashed_address = near(rng, model.keys(), shape, 400);
+            written.push(WrittenKey { hashed_address, hashed_slot: None });
+            for _ in 0..rng.random_range(0..9) {
+                let there = model.get(&hashed_address).into_iter().flat_map(|account| account.storage.keys());
+                written.push(WrittenKey { hashed_address, hashed_slot: Some(near(rng, there, shape, 60)) });
+            }
+        }
+        let stopped = rng.random_ratio(1, 4);
+        let questions = Cell::new(rng.random_range(0..4_i32));
+        let stop = || stopped && questions.replace(questions.get() - 1) == 0;
+        ahead.read(&TouchedAccount::of_written(written), None, stop).unwrap();
+    }
+    ahead.hand_over();
+}
+
 #[test]
 fn reads_through_layers_are_those_of_the_state() {
     for (shape, seed) in SHAPES.into_iter().flat_map(|shape| (0..6).map(move |seed| (shape, seed))) {
@@ -98,9 +123,11 @@ fn reads_through_layers_are_those_of_the_state() {
         apply(&mut model, &state);
         let store = MemoryStore::new();
         store.load(load(&model, block(0))).unwrap();
+        let base = || Cached::new(store.snapshot().unwrap(), Arc::new(PageCache::new(0)));
+        let first = model.clone();
         let mut layers = Vec::new();
         for number in 1..=7 {
-            let view = Overlay::new(store.snapshot().unwrap(), layers.clone()).unwrap();
+            let view = Overlay::new(base(), layers.clone()).unwrap();
             // Blocks of a few changes, of many and of none.
             let state = match number % 4 {
                 3 => HashedPostState::default(),
@@ -109,7 +136,10 @@ fn reads_through_layers_are_those_of_the_state() {
             apply(&mut model, &state);
             let outcome = fold(&view, resolve(&state, &view).unwrap(), &FoldOptions::SERIAL).unwrap();
             layers.push(layer(outcome, block(number - 1), block(number)));
-            let view = Overlay::new(store.snapshot().unwrap(), layers.clone()).unwrap();
+            let base = base();
+            read_ahead(&base, &first, shape, rng);
+            check_reads(&base, &first, shape, rng);
+            let view = Overlay::new(base, layers.clone()).unwrap();
             check_reads(&view, &model, shape, rng);
         }
     }

@@ -127,8 +127,8 @@ pub(crate) fn prepare(raw: Bytes, facts: &BlockFacts) -> Prepared {
     }
 }
 
-/// Brings what a list names into the page cache: the records, read or written, and the rows on the paths of what it
-/// changes. Stops when told to, and at the first failure: whoever needs the record will meet it again.
+/// Brings in what a list names: the records, read or written, and the rows on the paths of what it changes. Stops when
+/// told to, and at the first failure: whoever needs the record will meet it again.
 pub(crate) fn warm_up<R: TrieReader>(bal: &Bal, reader: &Cached<R>, tries: Option<&Version>, stop: impl Fn() -> bool) {
     let _as_far_as_it_got = reader.warm(&bal.touched(), tries, stop);
 }

@@ -79,6 +79,11 @@ impl Records {
         self.index.add(&hashed_address, self.slots[begin..].iter().map(|(slot, _)| slot));
     }
 
+    /// How many accounts and slots these are.
+    pub(super) const fn len(&self) -> usize {
+        self.accounts.len() + self.slots.len()
+    }
+
     /// The records of several parts, of which some may be in more than one.
     pub(super) fn merged(mut parts: Vec<Self>) -> Self {
         if parts.len() < 2 {

@@ -1,4 +1,4 @@
-//! The warm-up: what a block touches is brought into the cache ahead of whoever needs it.
+//! The warm-up: what a block touches is brought in ahead of whoever needs it, for the block's readers and for the cache.
 //!
 //! 1. The accounts, then the slots of those that have storage: read or changed, for the executor and the resolution.
 //! 2. The rows on the paths of what *changes*, for the fold, from where they leave what is in memory of the block's
@@ -93,7 +93,8 @@ pub enum Warmed {
 impl<R: TrieReader> Cached<R> {
     /// Brings in what a block touches, sorted by hashed address: the records, and the rows on the paths of what changes,
     /// as far as they are not in memory in `tries`: those of the block's parent, or of the nearest ancestor that has
-    /// any. It all goes into the cache, and into a table of this reader's own ([`Cached::for_block`]).
+    /// any. It all goes into a table of this reader's own ([`Cached::for_block`]); records into the cache too, and rows
+    /// where the tries' forest has no room for what the fold makes of them.
     ///
     /// # Errors
     /// If a read fails. Whoever needs the record will meet the failure again.
@@ -110,12 +111,12 @@ impl<R: TrieReader> Cached<R> {
     }
 }
 
-/// A warm-up in parts, for a block whose changes become known one after the other. What the parts bring in is in the cache
-/// at once, and at hand for the block's readers once it is handed over.
+/// A warm-up in parts, for a block whose changes become known one after the other. What the parts bring into the cache is
+/// there at once; all of it is at hand for the block's readers once it is handed over.
 #[derive(Debug)]
 pub struct ReadAhead<R> {
     reader: Cached<R>,
-    /// The records of the parts so far.
+    /// The records of the parts so far, put together where they are small.
     parts: Vec<Records>,
     /// The rest of what they brought in.
     ahead: Ahead,
@@ -141,6 +142,13 @@ impl<R: TrieReader> ReadAhead<R> {
         self.ahead.records = Records::with_capacity(touched.len(), slots);
         let warmed = self.reader.bring_in(touched, tries, &stop, &self.parts, &mut self.ahead);
         self.parts.push(std::mem::take(&mut self.ahead.records));
+        // Each is at least twice as large as the next, so that of however many parts few are looked through.
+        while let [.., before, last] = &self.parts[..]
+            && before.len() < 2 * last.len()
+        {
+            let merged = Records::merged(self.parts.split_off(self.parts.len() - 2));
+            self.parts.push(merged);
+        }
         warmed
     }
 
@@ -175,18 +183,26 @@ impl<R: TrieReader> Cached<R> {
                 .flat_map(|(touched, _)| touched.slots.iter().map(|slot| (touched.hashed_address, slot.hashed_slot)));
             let slots: Vec<_> = slots.collect();
             let mut values = Vec::with_capacity(slots.len());
-            for slots in slots.chunks(BATCH) {
-                if stop() {
-                    return Ok(Warmed::Stopped);
+            let mut read_slots = || {
+                for slots in slots.chunks(BATCH) {
+                    if stop() {
+                        return Ok(Warmed::Stopped);
+                    }
+                    values.append(&mut through_batch(slots, known_slot, |keys| self.slots(keys))?);
                 }
-                values.append(&mut through_batch(slots, known_slot, |keys| self.slots(keys))?);
-            }
+                Ok(Warmed::Whole)
+            };
+            let warmed = read_slots();
+            // However far that got, what was read stays.
             let mut values = values.into_iter();
             for (touched, account) in touched.iter().zip(accounts) {
                 walk.add(touched, account.as_ref());
                 let read = if has_storage(account.as_ref()) { touched.slots.as_slice() } else { &[] };
                 let slots = read.iter().map(|slot| slot.hashed_slot).zip(&mut values);
                 ahead.records.add(touched.hashed_address, account, slots);
+            }
+            if warmed? == Warmed::Stopped {
+                return Ok(Warmed::Stopped);
             }
         }
         walk.run(self, tries, stop, ahead)
@@ -399,4 +415,34 @@ fn nibble(key: &B256, at: usize) -> u8 {
 /// How a key's beginning compares with a path.
 fn common(key: &B256, path: &Nibbles) -> std::cmp::Ordering {
     (0..path.len()).map(|at| nibble(key, at)).cmp(path.iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Arc};
+
+    use alloy_primitives::keccak256;
+
+    use super::*;
+    use crate::{BlockNumHash, MemoryStore, PageCache, TrieStore, trie::bulk::StateLoad};
+
+    #[test]
+    fn of_many_parts_few_are_looked_through() {
+        let store = MemoryStore::new();
+        let nothing = std::iter::empty::<Result<_, Infallible>>();
+        store.load(StateLoad::new(nothing, BlockNumHash::new(0, B256::ZERO))).unwrap();
+        let mut ahead = ReadAhead::new(Cached::new(store.snapshot().unwrap(), Arc::new(PageCache::new(0))));
+        let key = |at: u64| keccak256(at.to_be_bytes());
+        for at in 0..2000 {
+            // Parts of one to five accounts, most of which are in others too.
+            let keys = (at..=at + at % 5).map(|at| WrittenKey { hashed_address: key(at), hashed_slot: None });
+            ahead.read(&TouchedAccount::of_written(keys.collect()), None, || false).unwrap();
+            assert!(ahead.parts.len() < 13, "{} parts after {at}", ahead.parts.len());
+        }
+        assert!((0..2000).all(|at| ahead.parts.iter().any(|part| part.account(&key(at)) == Some(None))));
+        let reader = ahead.reader.clone();
+        ahead.hand_over();
+        let records = &reader.ahead.get().unwrap().records;
+        assert!((0..2000).all(|at| records.account(&key(at)) == Some(None)) && records.account(&key(3000)).is_none());
+    }
 }

@@ -12,8 +12,8 @@ use std::{
 use alloy_primitives::{B256, Bytes, KECCAK256_EMPTY, U256, keccak256};
 use foldgate_core::{
     Account, AccountDelta, AccountInfo, BlockHash, BlockNumHash, BlockNumber, Cached, FoldOptions, Forest,
-    HashedPostState, Layer, MemorySnapshot, MemoryStore, NodeKey, Overlay, PageCache, StateAnchor, StateReader,
-    TouchedAccount, TouchedSlot, TrieReader, TrieStore, Warmed, fold, resolve_with,
+    HashedPostState, Layer, MemorySnapshot, MemoryStore, NodeKey, Overlay, PageCache, ReadAhead, StateAnchor,
+    StateReader, TouchedAccount, TouchedSlot, TrieReader, TrieStore, Warmed, fold, resolve_with,
     trie::bulk::{LoadItem, StateLoad},
 };
 use foldgate_testing::conformance::world::seeded;
@@ -257,4 +257,39 @@ fn a_warm_up_stops_between_batches_and_a_missing_state_is_no_hurdle() {
     assert_eq!(reader.warm(&[], None, || false), Ok(Warmed::Whole));
     let none = Cached::new(Counted::new(&store, &reads), Arc::new(PageCache::new(0)));
     assert_eq!(none.warm(&touched, None, || false), Ok(Warmed::Whole));
+}
+
+/// Parts that stop anywhere: what was read before is not read again, and is what the snapshot says.
+#[test]
+fn a_part_that_stops_loses_nothing_that_it_read() {
+    let (store, reads) = (loaded(), Arc::new(AtomicUsize::new(0)));
+    let (_, mut touched) = block(&mut seeded());
+    // Records alone: nothing goes down the tries.
+    for account in &mut touched {
+        account.changed = false;
+        account.slots.iter_mut().for_each(|slot| slot.changed = false);
+    }
+    let records = touched.iter().map(|account| 1 + account.slots.len()).sum::<usize>();
+    let addresses: Vec<_> = touched.iter().map(|account| account.hashed_address).collect();
+    let of = |account: &TouchedAccount| -> Vec<_> {
+        account.slots.iter().map(|slot| (account.hashed_address, slot.hashed_slot)).collect()
+    };
+    let pairs: Vec<_> = touched.iter().flat_map(of).collect();
+    for allowed in 0.. {
+        // Without a cache behind it.
+        let reader = Cached::new(Counted::new(&store, &reads), Arc::new(PageCache::new(0)));
+        let mut ahead = ReadAhead::new(reader.clone());
+        let asked = Cell::new(0);
+        let stop = || asked.replace(asked.get() + 1) >= allowed;
+        let first = ahead.read(&touched, None, stop).unwrap();
+        assert_eq!(ahead.read(&touched[..touched.len() / 2], None, || false), Ok(Warmed::Whole));
+        assert_eq!(ahead.read(&touched, None, || false), Ok(Warmed::Whole));
+        ahead.hand_over();
+        assert_eq!(reader.accounts(&addresses), store.snapshot().unwrap().accounts(&addresses));
+        assert_eq!(reader.slots(&pairs), store.snapshot().unwrap().slots(&pairs));
+        assert_eq!(reads.swap(0, Ordering::Relaxed), records, "stopped at question {allowed}");
+        if first == Warmed::Whole {
+            break;
+        }
+    }
 }

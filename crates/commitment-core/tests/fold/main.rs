@@ -6,6 +6,7 @@ mod corrupt;
 mod histories;
 mod keys;
 mod model;
+mod overlays;
 mod siblings;
 mod single;
 mod unwind;

@@ -214,6 +214,7 @@ impl<S: TrieStore> Calculator<S> {
         for layer in self.reorg.take().map(|reorg| reorg.held).unwrap_or_default() {
             let _failed = self.orders.send(Order::Commit(layer));
         }
+        self.unqueue();
     }
 
     // ---- events ----

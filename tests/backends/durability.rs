@@ -88,7 +88,9 @@ fn recorded_blocks_survive_without_a_flush<F: StoreFactory>(factory: &F) {
     let (mut sim, blocks) = chain(21, 13, SimSize::default());
     let side = sim.child(&blocks[9]);
     let (store, dir) = (load(factory.fresh(), &blocks[0]), TempDir::new().unwrap());
-    let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), config(Flush::default())).unwrap();
+    // However long it takes.
+    let flush = Flush::Background(BackgroundFlush { interval: Duration::MAX, ..BackgroundFlush::default() });
+    let pipeline = Pipeline::open_with_log(Arc::clone(&store), file_log(dir.path()), config(flush)).unwrap();
     let mut diffs = Vec::new();
     for (at, block) in blocks[1..13].iter().enumerate() {
         // From lists, from writes with a list beside them, and from writes alone.

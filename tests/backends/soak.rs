@@ -393,9 +393,10 @@ impl<S: BalStore> Soak<S> {
         let most_growth = if self.judged < SHORT_RUN { MAX_GROWTH_BYTES_OF_A_SHORT_RUN } else { MAX_GROWTH_BYTES };
         assert!(after <= before + most_growth, "memory grows: {before} bytes, then {after}");
         let threads = most(warm_up, |sample| sample.threads);
-        assert!(rest.iter().all(|sample| sample.threads <= threads), "threads: {samples:?}");
+        // The thread that makes the log's next segment comes and goes, and so do the segment and the folder that it has open.
+        assert!(rest.iter().all(|sample| sample.threads <= threads + 1), "threads: {samples:?}");
         let files = most(warm_up, |sample| sample.files);
-        assert!(rest.iter().all(|sample| sample.files <= files + 1), "files: {samples:?}");
+        assert!(rest.iter().all(|sample| sample.files <= files + 2), "files: {samples:?}");
         assert!(samples.iter().all(|sample| sample.log_bytes <= MAX_LOG_BYTES), "the log: {samples:?}");
         let counters = self.pipeline.counters();
         println!("{counters:?}");

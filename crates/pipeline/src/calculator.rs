@@ -37,9 +37,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use alloy_primitives::Bytes;
 use crossbeam_channel::{Receiver, Sender, select_biased};
-use foldgate_core::{
-    BlockHash, BlockNumHash, Layer, PageCache, ReadAhead, StateAnchor, TrieReader, TrieStore, trie::FoldError,
-};
+use foldgate_core::{BlockHash, BlockNumHash, Layer, PageCache, StateAnchor, TrieReader, TrieStore, trie::FoldError};
 
 use crate::{
     committer::Order,
@@ -216,6 +214,7 @@ impl<S: TrieStore> Calculator<S> {
         for layer in self.reorg.take().map(|reorg| reorg.held).unwrap_or_default() {
             let _failed = self.orders.send(Order::Commit(layer));
         }
+        self.unqueue();
     }
 
     // ---- events ----
@@ -288,7 +287,7 @@ impl<S: TrieStore> Calculator<S> {
             shared,
         };
         if self.config.warm_up {
-            entry.ahead = AheadStage::Idle(Box::new(ReadAhead::new(entry.ground.base.clone())));
+            entry.ahead = AheadStage::Idle(None);
         }
         // Before the executor has its handle: what it writes first is read first.
         self.read_ahead(&mut entry);

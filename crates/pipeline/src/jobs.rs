@@ -114,7 +114,7 @@ pub(crate) enum JobMessage<S: TrieStore> {
         base: Cached<S::Snapshot>,
         /// The step of the durable state at which it was asked for.
         step: u64,
-        way: Result<Layer, Failure>,
+        way: Result<Arc<Layer>, Failure>,
     },
 }
 
@@ -185,9 +185,9 @@ pub(crate) fn find_way<S: TrieStore>(
     base: &Cached<S::Snapshot>,
     ancestor: StateAnchor,
     branch: &[Arc<Layer>],
-) -> Result<Layer, Failure> {
+) -> Result<Arc<Layer>, Failure> {
     let way = compute_way(store, base, ancestor, branch, &FoldOptions::default());
-    way.map_err(|error| Failure::Unwind { to: ancestor.block, error: Arc::new(error) })
+    way.map(Arc::new).map_err(|error| Failure::Unwind { to: ancestor.block, error: Arc::new(error) })
 }
 
 /// The threads for the long work. Dropping it waits for the jobs under way and for the threads.

@@ -190,9 +190,13 @@ pub(crate) fn queued() {
     gauge!(COMMIT_BACKLOG).increment(1.0);
 }
 
+/// A block that was handed to the committer is in the store, or will not be brought there.
+pub(crate) fn unqueued() {
+    gauge!(COMMIT_BACKLOG).decrement(1.0);
+}
+
 /// The store committed so many blocks at once, or failed to.
 pub(crate) fn committed(blocks: usize, tip: BlockNumHash, took: Duration) {
-    gauge!(COMMIT_BACKLOG).decrement(blocks as f64);
     histogram!("foldgate_commit_seconds").record(took);
     histogram!("foldgate_commit_blocks").record(blocks as f64);
     info!(target: "foldgate", number = tip.number, hash = %tip.hash, blocks, ?took, "committed");

@@ -60,7 +60,8 @@ pub(crate) enum ExecutionStage {
 pub(crate) enum AheadStage<R> {
     /// Not done, or done with: what was read is at the fold's hand.
     Off,
-    Idle(Box<ReadAhead<R>>),
+    /// With what was read so far. Until something is read there is nothing that would hold a snapshot.
+    Idle(Option<Box<ReadAhead<R>>>),
     Running,
 }
 
@@ -484,7 +485,9 @@ impl<R: TrieReader> Tree<R> {
                 (Standing::Lost, Some(Node::Committed(_))) => self.retire(&hash),
                 // Nothing tells when, or whether, its ancestor turns up: until then it must keep no old snapshot, nor
                 // the layers above that.
-                (Standing::Unknown, Some(Node::InFlight(entry))) => entry.ground = Ground::durable(self.base.clone()),
+                (Standing::Unknown, Some(Node::InFlight(entry))) => {
+                    entry.ground = Ground::durable(self.base.for_block());
+                }
                 _ => {}
             }
         }

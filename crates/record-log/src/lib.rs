@@ -116,8 +116,8 @@ pub struct FileLog {
     /// Whether a write failed.
     broken: bool,
     cut: Option<Cut>,
-    /// Unlocked last, when the files above are closed.
-    _lock: File,
+    /// Let go of last, when the files above are closed.
+    _lock: Lock,
 }
 
 impl FileLog {
@@ -135,7 +135,7 @@ impl FileLog {
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             sync_folder(parent)?;
         }
-        let lock = lock(&dir)?;
+        let lock = Lock::take(&dir)?;
         let mut sealed = VecDeque::new();
         let mut newest: Option<Contents> = None;
         let numbers = numbers(&dir)?;
@@ -315,14 +315,28 @@ fn seal(dir: &Path, contents: &Contents, next: SegmentHeader) -> Result<Sealed, 
     Ok(Sealed { number, highest: contents.highest })
 }
 
-fn lock(dir: &Path) -> Result<File, LogError> {
-    let path = dir.join(LOCK);
-    let opened = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = opened.map_err(LogError::io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(LogError::AlreadyOpen { path: dir.into() }),
-        Err(TryLockError::Error(source)) => Err(LogError::Io { what: "lock", path, source }),
+/// The lock of a log's folder.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Lock {
+    fn take(dir: &Path) -> Result<Self, LogError> {
+        let path = dir.join(LOCK);
+        let opened = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = opened.map_err(LogError::io("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(LogError::AlreadyOpen { path: dir.into() }),
+            Err(TryLockError::Error(source)) => Err(LogError::Io { what: "lock", path, source }),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would not do: a child process that was started, and does not execute its own program yet, has the file
+        // open, too. If it fails, the lock goes with the last of them.
+        let _kept = self.0.unlock();
     }
 }
 
@@ -340,4 +354,20 @@ fn numbers(dir: &Path) -> Result<Vec<u64>, LogError> {
 /// Makes the names in a folder durable.
 fn sync_folder(dir: &Path) -> Result<(), LogError> {
     File::open(dir).and_then(|folder| folder.sync_all()).map_err(LogError::io("sync", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A child process has what its parent has open, until it executes its own program.
+    #[test]
+    fn a_closed_log_opens_again_though_its_lock_file_is_open_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = FileLog::open(dir.path(), Options::default()).unwrap();
+        let elsewhere = log._lock.0.try_clone().unwrap();
+        drop(log);
+        FileLog::open(dir.path(), Options::default()).unwrap();
+        drop(elsewhere);
+    }
 }

@@ -50,12 +50,13 @@ pub(crate) struct Blank {
 }
 
 impl Blank {
-    /// Makes one of this length. The folder's entry is made durable by the caller.
+    /// Makes one of this length, in the place of what an attempt that failed may have left. The folder's entry is made
+    /// durable by the caller.
     pub(crate) fn make(path: PathBuf, length: u64) -> Result<Self, LogError> {
-        let created = OpenOptions::new().write(true).create_new(true).open(&path);
+        let created = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
         let mut file = created.map_err(LogError::io("create", &path))?;
         if let Err(error) = fill_with_zeros(&mut file, &path, 0..length) {
-            // So that it can be tried again. The error is what counts.
+            // A full disk gets its room back. The error is what counts.
             let _left = fs::remove_file(&path);
             return Err(error);
         }

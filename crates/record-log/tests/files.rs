@@ -250,6 +250,20 @@ fn the_next_segment_is_made_ahead_and_removed_at_opening() {
     assert_eq!(replayed(&mut log), vec![list; 14]);
 }
 
+/// What an attempt to make the next segment has left, that failed late, is in nobody's way.
+#[test]
+fn what_is_left_of_a_segment_that_could_not_be_made_is_overwritten() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(dir.path());
+    fs::write(dir.path().join(format!("{:020}.log", 1)), [7; 5000]).unwrap();
+    let numbers: Vec<_> = (0..20).collect();
+    numbers.iter().for_each(|number| log.append(&record(*number)).unwrap());
+    log.sync().unwrap();
+    assert!(log.segments() > 1);
+    drop(log);
+    assert_eq!(replayed(&mut open(dir.path())), numbers.into_iter().map(record).collect::<Vec<_>>());
+}
+
 /// A record for which the segment made ahead is too short makes it longer.
 #[test]
 fn a_segment_that_was_made_ahead_grows_for_a_long_record() {

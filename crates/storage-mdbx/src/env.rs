@@ -106,6 +106,29 @@ impl Options {
     }
 }
 
+/// The lock of a store's folder.
+struct Lock(File);
+
+impl Lock {
+    fn take(dir: &Path) -> Result<Self, MdbxError> {
+        let directory = |source| MdbxError::Directory { path: dir.to_owned(), source };
+        let file = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(directory)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self(file)),
+            Err(TryLockError::WouldBlock) => Err(MdbxError::AlreadyOpen { path: dir.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(directory(source)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing would not do: a child process that was started, and does not execute its own program yet, has the file
+        // open, too. If it fails, the lock goes with the last of them.
+        let _kept = self.0.unlock();
+    }
+}
+
 /// An open database of the right format.
 pub(crate) struct Env {
     /// One for each of [`TABLES`].
@@ -114,8 +137,8 @@ pub(crate) struct Env {
     pub(crate) lanes: usize,
     /// How many more read transactions may be opened beyond the first of each snapshot.
     spare_readers: AtomicUsize,
-    /// Unlocked last, when the database is closed.
-    _lock: File,
+    /// Let go of last, when the database is closed.
+    _lock: Lock,
 }
 
 impl std::fmt::Debug for Env {
@@ -128,11 +151,7 @@ impl Env {
     pub(crate) fn open(dir: &Path, options: Options) -> Result<Self, MdbxError> {
         let directory = |source| MdbxError::Directory { path: dir.to_owned(), source };
         fs::create_dir_all(dir).map_err(directory)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(directory)?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => MdbxError::AlreadyOpen { path: dir.to_owned() },
-            TryLockError::Error(source) => directory(source),
-        })?;
+        let lock = Lock::take(dir)?;
         let size = |bytes| Some(isize::try_from(bytes).unwrap_or(isize::MAX));
         let db = Database::open_with_options(
             dir,
@@ -359,5 +378,21 @@ impl TableEnd<'_> {
     /// Writes a row whose key comes after all keys of the table: MDBX refuses any other.
     pub(crate) fn append(&mut self, key: &[u8], row: &[u8]) -> Result<(), MdbxError> {
         Ok(self.cursor.put(key, row, WriteFlags::APPEND)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A child process has what its parent has open, until it executes its own program.
+    #[test]
+    fn a_closed_store_opens_again_though_its_lock_file_is_open_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Env::open(dir.path(), Options::default()).unwrap();
+        let elsewhere = env._lock.0.try_clone().unwrap();
+        drop(env);
+        Env::open(dir.path(), Options::default()).unwrap();
+        drop(elsewhere);
     }
 }

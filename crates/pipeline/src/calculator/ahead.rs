@@ -15,6 +15,7 @@
 //! Invariants:
 //! 1. Only the cache and the fold's reader get what is read: root and changes do not depend on it.
 //! 2. No part is begun once the fold has been, or the block has ended; one that runs stops at the block's end.
+//! 3. Nothing is read for a block that waits for an unknown ancestor: it may wait for long, and must keep no old snapshot.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -38,7 +39,8 @@ impl<S: TrieStore> Calculator<S> {
         // What a list names is read at its arrival, and stays read where the list is dropped.
         let by_writes = matches!((entry.mode, &entry.bal), (Mode::Incremental(_), BalStage::None))
             && matches!(entry.fold, FoldStage::Idle)
-            && shared.listed.get().is_none();
+            && shared.listed.get().is_none()
+            && !self.tree.is_orphan(entry.parent);
         let idle = by_writes && matches!(entry.ahead, AheadStage::Idle(_));
         if !idle || entry.written.is_empty() {
             let asks = idle && matches!(entry.execution, ExecutionStage::Running);
@@ -46,7 +48,8 @@ impl<S: TrieStore> Calculator<S> {
             shared.asks_for_writes.store(asks, Ordering::Relaxed);
             return;
         }
-        let AheadStage::Idle(mut ahead) = std::mem::replace(&mut entry.ahead, AheadStage::Running) else { return };
+        let AheadStage::Idle(ahead) = std::mem::replace(&mut entry.ahead, AheadStage::Running) else { return };
+        let mut ahead = ahead.unwrap_or_else(|| Box::new(ReadAhead::new(entry.ground.base.clone())));
         let written = std::mem::take(&mut entry.written);
         let (tries, job) = (self.tree.nearest_tries(entry.parent), Arc::clone(shared));
         self.pool.spawn(Work::WarmUp, &self.answers, shared, move || {
@@ -64,7 +67,7 @@ impl<S: TrieStore> Calculator<S> {
     ) {
         self.counters.warm_ups_from_writes.add();
         self.counters.writes_read_ahead.add_many(read);
-        entry.ahead = AheadStage::Idle(ahead);
+        entry.ahead = AheadStage::Idle(Some(ahead));
         if matches!(entry.mode, Mode::Incremental(_)) && !matches!(entry.fold, FoldStage::Idle) {
             // Late: the fold may still come by some of it.
             Self::hand_over(entry);
@@ -74,7 +77,7 @@ impl<S: TrieStore> Calculator<S> {
     /// Puts what was read at the hand of the block's fold.
     pub(super) fn hand_over(entry: &mut Entry<S::Snapshot>) {
         match std::mem::replace(&mut entry.ahead, AheadStage::Off) {
-            AheadStage::Idle(ahead) => ahead.hand_over(),
+            AheadStage::Idle(ahead) => ahead.into_iter().for_each(|ahead| ahead.hand_over()),
             other => entry.ahead = other,
         }
     }

@@ -185,7 +185,10 @@ impl<S: TrieStore> Calculator<S> {
         for layer in layers {
             self.counters.commits.add();
             if let Some(Node::Committed(committed)) = self.tree.nodes.get_mut(&layer.anchor.block.hash) {
-                committed.durability = Durability::Durable;
+                let before = std::mem::replace(&mut committed.durability, Durability::Durable);
+                if matches!(before, Durability::Queued { .. }) {
+                    observe::unqueued();
+                }
             }
             self.backlog.acknowledge_durable(&layer.anchor.block.hash);
         }
@@ -209,11 +212,13 @@ impl<S: TrieStore> Calculator<S> {
         self.answer_waiters();
     }
 
-    /// What was queued will not be committed: its room is given back, so that callers get to hear why.
-    fn unqueue(&mut self) {
+    /// What was queued will not be committed, or nobody will hear of it: its room is given back, so that callers get to
+    /// hear why.
+    pub(super) fn unqueue(&mut self) {
         for node in self.tree.nodes.values_mut() {
             if let Node::Committed(Committed { durability: durability @ Durability::Queued { .. }, .. }) = node {
                 *durability = Durability::InMemory;
+                observe::unqueued();
             }
         }
     }

@@ -68,12 +68,12 @@ impl<S: TrieStore> Calculator<S> {
         block: BlockNumHash,
         base: Cached<S::Snapshot>,
         step: u64,
-        way: Result<Layer, Failure>,
+        way: Result<Arc<Layer>, Failure>,
     ) {
         match way {
             Ok(layer) => {
                 self.counters.ways.add();
-                self.tree.grounds.put(block, Ground { base, way: Some(Arc::new(layer)) });
+                self.tree.grounds.put(block, Ground { base, way: Some(layer) });
                 self.touch_descendants(&block.hash);
                 self.answer_viewers();
             }

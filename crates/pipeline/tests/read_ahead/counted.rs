@@ -1,7 +1,7 @@
-//! A store in memory that counts the reads of its snapshots, and in which one read can be held up.
+//! A store in memory that counts the reads of its snapshots and knows which are kept, and in which one read can be held up.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc, Mutex, Weak,
     atomic::{AtomicBool, AtomicU64, Ordering},
     mpsc::{Receiver, Sender, channel},
 };
@@ -24,9 +24,17 @@ struct Reads {
 pub(crate) struct CountedStore {
     inner: MemoryStore,
     reads: Arc<Reads>,
+    /// The heights of the snapshots that were given out.
+    snapshots: Mutex<Vec<Weak<BlockNumber>>>,
 }
 
 impl CountedStore {
+    /// The height of the oldest snapshot that somebody keeps.
+    pub(crate) fn oldest_kept(&self) -> Option<BlockNumber> {
+        let snapshots = self.snapshots.lock().unwrap();
+        snapshots.iter().filter_map(Weak::upgrade).map(|height| *height).min()
+    }
+
     /// How many records were read.
     pub(crate) fn reads(&self) -> u64 {
         self.reads.count.load(Ordering::SeqCst)
@@ -50,6 +58,7 @@ impl CountedStore {
 pub(crate) struct CountedSnapshot {
     inner: MemorySnapshot,
     reads: Arc<Reads>,
+    _height: Arc<BlockNumber>,
 }
 
 impl CountedSnapshot {
@@ -120,7 +129,10 @@ impl TrieStore for CountedStore {
     }
 
     fn snapshot(&self) -> Result<CountedSnapshot, MemoryError> {
-        Ok(CountedSnapshot { inner: self.inner.snapshot()?, reads: Arc::clone(&self.reads) })
+        let inner = self.inner.snapshot()?;
+        let height = Arc::new(inner.anchor().block.number);
+        self.snapshots.lock().unwrap().push(Arc::downgrade(&height));
+        Ok(CountedSnapshot { inner, reads: Arc::clone(&self.reads), _height: height })
     }
 
     fn load<L: LoadSource>(&self, source: L) -> Result<StateAnchor, LoadError<MemoryError, L::Error>> {

@@ -239,3 +239,33 @@ fn a_refused_list_leaves_its_block_to_its_writes() {
     let judged = valid(finish(handle, &block));
     assert_eq!((judged.mode, store.reads()), (Mode::Incremental(SkipReason::BalRefused), before));
 }
+
+/// A block that waits for its parent holds no old snapshot, whatever it writes; once the parent is there, what it has written
+/// is read ahead.
+#[test]
+fn an_orphan_keeps_no_old_snapshot_and_is_read_ahead_later() {
+    let mut sim = Sim::new(86, SimSize { addresses: 300, slots: 40, touched: 10, written: 6 });
+    let genesis = sim.genesis();
+    let mut chain = vec![genesis.clone()];
+    for _ in 0..8 {
+        let next = child_that_is_foreseen(&mut sim, &genesis, &chain[chain.len() - 1]);
+        chain.push(next);
+    }
+    let [missing, orphan] = [&chain[7], &chain[8]];
+    let (store, pipeline) = open(&genesis, PipelineConfig::default());
+    let mut waits = begin(&pipeline, orphan);
+    record(&mut waits, orphan);
+    for block in &chain[1..7] {
+        let mut handle = begin(&pipeline, block);
+        record(&mut handle, block);
+        valid(finish(handle, block));
+        pipeline.set_canonical(block.facts.block.hash).unwrap();
+    }
+    until("old snapshots are let go of", || store.oldest_kept() == Some(6));
+    let mut handle = begin(&pipeline, missing);
+    record(&mut handle, missing);
+    let before = pipeline.counters().writes_read_ahead;
+    until_read_ahead(&pipeline, &mut waits, before + written_keys(orphan));
+    valid(finish(handle, missing));
+    assert_eq!(valid(finish(waits, orphan)).computed_state_root, orphan.state_root);
+}

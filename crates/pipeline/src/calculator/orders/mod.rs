@@ -20,12 +20,18 @@ mod world;
 use std::{
     collections::{BTreeMap, BTreeSet},
     iter,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use foldgate_core::BlockNumHash;
 use foldgate_testing::sim::{Sim, SimBlock, SimSize};
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 use self::world::World;
+use crate::observe::COMMIT_BACKLOG;
 
 /// How a block's list comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,4 +252,51 @@ fn the_head_moves_between_siblings() {
 fn the_head_moves_along_a_chain() {
     let script = Script::new(&[on(0).list(List::Missing), on(1).list(List::Missing)]).heads(&[1, 2]);
     check(&script, &[(&["valid", "valid"], 0), (&["valid", "valid"], 1), (&["valid", "valid"], 2)]);
+}
+
+/// Hears of [`COMMIT_BACKLOG`] alone.
+struct Backlog(Arc<AtomicU64>);
+
+impl Recorder for Backlog {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        if key.name() == COMMIT_BACKLOG { Gauge::from_arc(Arc::clone(&self.0)) } else { Gauge::noop() }
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+/// The branch that was handed to the committer waits for it no more.
+#[test]
+fn a_reorganisation_that_fails_leaves_nothing_in_the_backlog() {
+    let backlog = Arc::new(AtomicU64::new(0));
+    let waiting = || f64::from_bits(backlog.load(Ordering::Relaxed));
+    metrics::with_local_recorder(&Backlog(Arc::clone(&backlog)), || {
+        let missing = |parent| on(parent).list(List::Missing);
+        let script = Script::new(&[missing(0), missing(1), missing(0)]).heads(&[2, 3]);
+        let (mut world, mut order, mut most) = (World::new(&script), Vec::new(), 0.0);
+        // All are judged before a head is named; then the heads in their order, each as far as the store goes along.
+        while let possible = world.possible()
+            && let Some(next) =
+                possible.iter().find(|happens| !matches!(happens, Happens::Head(_))).or(possible.first())
+        {
+            order.push(*next);
+            world.lose_the_way_back();
+            world.happens(*next, &order);
+            most = waiting().max(most);
+        }
+        assert_eq!(most, 2.0);
+        assert_eq!(waiting(), 0.0);
+        assert_eq!(world.ended(&order).1, 2);
+    });
+    assert_eq!(waiting(), 0.0);
 }

@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, iter};
 
 use crossbeam_channel::unbounded;
-use foldgate_core::{BlockAccessIndex, Cached, Forest, MemoryStore, trie::DEFAULT_NODE_BYTES, trie::bulk::StateLoad};
+use foldgate_core::{
+    BalStore, BlockAccessIndex, Cached, Forest, MemoryStore, trie::DEFAULT_NODE_BYTES, trie::bulk::StateLoad,
+};
 use foldgate_testing::sim::load_items;
 
 use super::{super::*, End, Ended, Happens, List, Script};
@@ -112,6 +114,11 @@ impl<'a> World<'a> {
         let mut possible: Vec<_> = of_the_script.chain(answers).chain(commit).collect();
         possible.sort_unstable();
         possible
+    }
+
+    /// Lets go of what leads back from the store's tip.
+    pub(super) fn lose_the_way_back(&self) {
+        self.store.prune_below(u64::MAX).unwrap();
     }
 
     pub(super) fn happens(&mut self, happens: Happens, order: &[Happens]) {

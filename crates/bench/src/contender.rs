@@ -91,7 +91,8 @@ pub trait Contender {
     }
 
     /// Ends the flush that runs beside, if there is one, and begins the next one on a thread of its own: blocks go on
-    /// meanwhile. Gives what ended; its CPU time is the thread's. A contender that cannot flushes at once.
+    /// meanwhile. Gives what ended; its CPU time is the thread's. That blocks wait for a flush which is slower than they
+    /// are is seen in its wall time alone. A contender that cannot flushes at once.
     ///
     /// # Errors
     /// If the contender fails.

@@ -144,8 +144,10 @@ impl<S: TrieStore> Chain<S> {
     fn end_flush(&mut self) -> Result<Flushed, AnyError> {
         let Some(Flushing { thread, blocks }) = self.flushing.take() else { return Ok(Flushed::default()) };
         let (ended, cost) = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        self.stand_on(ended, blocks)?;
-        Ok(Flushed { blocks: blocks as u64, cost })
+        let (stands, rest) = timed_alone(|| self.stand_on(ended, blocks));
+        stands?;
+        let (wall, cpu) = (cost.wall + rest.wall, cost.cpu + rest.cpu);
+        Ok(Flushed { blocks: blocks as u64, cost: Cost { wall, cpu, ..cost } })
     }
 
     /// Puts the view over a new base, which has the oldest of its layers.
@@ -164,8 +166,11 @@ impl<S: TrieStore> Chain<S> {
     fn flush(&mut self) -> Result<Flushed, AnyError> {
         let before = self.end_flush()?;
         let blocks = self.layers.len();
-        let (ended, cost) = timed(|| Self::write(&self.store, &self.base, &self.layers));
-        self.stand_on(ended?, blocks)?;
+        let (stands, cost) = timed(|| {
+            let ended = Self::write(&self.store, &self.base, &self.layers)?;
+            self.stand_on(ended, blocks)
+        });
+        stands?;
         let (wall, cpu) = (before.cost.wall + cost.wall, before.cost.cpu + cost.cpu);
         Ok(Flushed { blocks: before.blocks + blocks as u64, cost: Cost { wall, cpu, ..cost } })
     }

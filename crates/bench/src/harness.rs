@@ -1,8 +1,8 @@
 //! The race: block by block, all contenders one after the other.
 //!
 //! Blocks are measured in turn with and without the warm-up before them (`gate` and `total`), and every few blocks what
-//! came up is flushed, between blocks or beside them. So the caches before a block are what the last blocks left, and nothing is measured twice. In the
-//! end come blocks of which each finds the process's caches empty (`cold`).
+//! came up is flushed, between blocks or beside them. So the caches before a block are what the last blocks left, and
+//! nothing is measured twice. In the end come blocks of which each finds the process's caches empty (`cold`).
 //!
 //! Invariants:
 //! 1. Every block is taken by every contender, each once; who begins changes from block to block.

@@ -38,7 +38,7 @@ pub struct Line {
     pub total_ms_median: Option<f64>,
     /// With the process's caches empty: the median. Nothing where there is no cache to drop.
     pub cold_ms_median: Option<f64>,
-    /// The CPU time of `gate`: the median.
+    /// The CPU time of `gate`: the median. It is the process's: a flush that runs beside counts, here as in `total_cpu_ms`.
     pub cpu_ms: Option<f64>,
     /// The CPU time of flushes for each block flushed. Nothing where nothing is flushed.
     pub flush_cpu_ms: Option<f64>,

@@ -341,6 +341,32 @@ fn a_reorganisation_that_fails_before_the_store_moves_releases_what_it_held_up()
     choose(&pipeline, &*store, &side[1]);
 }
 
+/// The head that stays is what it would be had nobody asked: blocks that came to stand on it meanwhile are canonical, and so
+/// is what comes after them.
+#[test]
+fn blocks_on_the_head_that_was_to_be_left_are_canonical_if_the_move_fails() {
+    let (mut sim, blocks) = chain(127, 6, SMALL);
+    let side = branch(&mut sim, &blocks[2], 2);
+    let (store, log) = (load(FaultyStore::new(), &blocks[0]), SharedLog::default());
+    let config = PipelineConfig { canonical: Canonical::Auto, ..explicit(background(8, 64)) };
+    let pipeline = Arc::new(Pipeline::open_with_log(Arc::clone(&store), log.clone(), config).unwrap());
+    judged(&pipeline, &blocks[1..5]);
+    assert_eq!(pipeline.flush().unwrap(), blocks[4].anchor());
+    judged(&pipeline, &side);
+    store.switches.unwinds_fail.store(true, Ordering::SeqCst);
+    let held = log.syncs_wait.lock().unwrap();
+    let asked = ask(&pipeline, &side[1]);
+    let head = Record::Canonical(side[1].facts.block);
+    eventually("the head is not recorded", || (log.records.lock().unwrap().contains(&head)).then_some(()));
+    judged(&pipeline, &blocks[5..6]);
+    drop(held);
+    let failed = finished("a head is never answered", asked);
+    assert!(matches!(failed, Err(CanonicalError::Failed(Failure::Unwind { .. }))), "{failed:?}");
+    judged(&pipeline, &blocks[6..]);
+    assert_eq!(pipeline.flush().unwrap(), blocks[6].anchor());
+    assert_state(&*store, &blocks[6]);
+}
+
 // ---- the log goes ahead ----
 
 /// However slow the log is, and however eager the store: a kill finds no block in the store whose record is not there.

@@ -50,7 +50,12 @@ impl<S: TrieStore> Calculator<S> {
             layer: Some(Arc::clone(&layer)),
         });
         self.tree.attempts.remove(&entry.shared.attempt);
-        let extends = self.config.canonical == Canonical::Auto && layer.parent == self.backlog.head;
+        let auto = self.config.canonical == Canonical::Auto;
+        let extends = auto && layer.parent == self.backlog.head;
+        if let Some(reorg) = self.reorg.as_mut().filter(|reorg| auto && layer.parent == reorg.left) {
+            // If the move fails, the head is where it would be without it.
+            reorg.left = block;
+        }
         let by_list = entry.mode == Mode::BalDriven;
         let Entry { shared, permit, .. } = entry;
         let durability = Durability::InMemory;

@@ -132,14 +132,6 @@ impl StateDiff {
     }
 }
 
-impl AccountChange {
-    /// The new value of a slot, if this change names it.
-    pub fn slot(&self, hashed_slot: &B256) -> Option<U256> {
-        let at = self.slots.binary_search_by(|change| change.hashed_slot.cmp(hashed_slot)).ok()?;
-        Some(self.slots[at].new)
-    }
-}
-
 /// A slot's value in one of the two states that a difference lies between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, RlpEncodable, RlpDecodable)]
 pub struct SlotValue {

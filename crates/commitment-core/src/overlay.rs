@@ -59,32 +59,35 @@ impl Layer {
         Self { parent, anchor, diff, tries, bal, index }
     }
 
+    /// Where an account stands among the changed ones.
+    fn place(&self, hashed_address: &B256) -> Option<usize> {
+        let perhaps = self.index.may_hold(hashed_address);
+        let place = perhaps.then(|| self.seek_account(0, hashed_address)).filter(|place| place.found)?;
+        Some(place.at)
+    }
+
     fn account(&self, hashed_address: &B256) -> Option<&AccountChange> {
-        if !self.index.may_hold(hashed_address) {
-            return None;
-        }
-        let Place { at, found } = self.seek_account(0, hashed_address);
-        found.then(|| &self.diff.accounts[at])
+        Some(&self.diff.accounts[self.place(hashed_address)?])
+    }
+
+    /// The changed slots of the account at a place, behind their keys' prefixes.
+    fn slots(&self, account: usize) -> (&[u64], &[SlotChange]) {
+        (self.index.slots(account).0, &self.diff.accounts[account].slots)
     }
 
     fn slot(&self, hashed_address: &B256, hashed_slot: &B256) -> Option<U256> {
         if !self.index.may_hold_slot(hashed_address, hashed_slot) {
             return None;
         }
-        let account = self.seek_account(0, hashed_address);
-        let changes = &self.diff.accounts.get(account.at).filter(|_| account.found)?.slots;
-        let Place { at, found } = seek(self.index.slots(account.at).0, 0, hashed_slot, |at| &changes[at].hashed_slot);
+        let (prefixes, changes) = self.slots(self.place(hashed_address)?);
+        let Place { at, found } = seek(prefixes, 0, hashed_slot, |at| &changes[at].hashed_slot);
         found.then(|| changes[at].new)
     }
 
     /// The changes of an account's slots from a key on.
     fn slots_from(&self, hashed_address: &B256, start: &B256) -> Option<&[SlotChange]> {
-        if !self.index.may_hold(hashed_address) {
-            return None;
-        }
-        let account = self.seek_account(0, hashed_address);
-        let changes = &self.diff.accounts.get(account.at).filter(|_| account.found)?.slots;
-        let Place { at, .. } = seek(self.index.slots(account.at).0, 0, start, |at| &changes[at].hashed_slot);
+        let (prefixes, changes) = self.slots(self.place(hashed_address)?);
+        let Place { at, .. } = seek(prefixes, 0, start, |at| &changes[at].hashed_slot);
         Some(&changes[at..])
     }
 
@@ -402,11 +405,9 @@ impl SlotCursors<'_> {
         if self.at != Some(*hashed_address) {
             self.at = Some(*hashed_address);
             self.slots.clear();
-            self.slots.extend(self.accounts.changes(hashed_address).map(|(layer, at)| SlotCursor {
-                index: &layer.index,
-                prefixes: layer.index.slots(at).0,
-                changes: &layer.diff.accounts[at].slots,
-                at: 0,
+            self.slots.extend(self.accounts.changes(hashed_address).map(|(layer, at)| {
+                let (prefixes, changes) = layer.slots(at);
+                SlotCursor { index: &layer.index, prefixes, changes, at: 0 }
             }));
         }
         let perhaps = |cursor: &&mut SlotCursor<'_>| cursor.index.may_hold_slot(hashed_address, hashed_slot);

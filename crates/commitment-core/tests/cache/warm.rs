@@ -137,6 +137,27 @@ fn block(rng: &mut StdRng) -> (HashedPostState, Vec<TouchedAccount>) {
 }
 
 #[test]
+fn rows_stay_out_of_the_cache_where_the_fold_keeps_their_successors() {
+    let mut rng = seeded();
+    let (store, reads) = (loaded(), Arc::new(AtomicUsize::new(0)));
+    let (state, touched) = block(&mut rng);
+    let records = touched.len() + touched.iter().map(|account| account.slots.len()).sum::<usize>();
+    for (node_bytes, in_cache) in [(64 << 20, false), (0, true)] {
+        let cache = Arc::new(PageCache::new(64 << 20));
+        cache.reset(store.tip().unwrap().unwrap().block);
+        let tries = Forest::new(node_bytes).unloaded();
+        let parent = Cached::new(Counted::new(&store, &reads), Arc::clone(&cache)).with_tries(tries.clone());
+        assert_eq!(parent.warm(&touched, Some(&tries), || false), Ok(Warmed::Whole));
+        assert_eq!(cache.stats().entries > records as u64, in_cache, "{:?} of {records} records", cache.stats());
+        reads.store(0, Ordering::Relaxed);
+        let parent = Overlay::new(parent, Vec::new()).unwrap();
+        let changes = resolve_with(&state, &parent, &FoldOptions::SERIAL).unwrap();
+        fold(&parent, changes, &FoldOptions::SERIAL).unwrap();
+        assert_eq!(reads.load(Ordering::Relaxed), 0, "the rows are at hand all the same");
+    }
+}
+
+#[test]
 fn after_a_warm_up_an_update_reads_no_store() {
     let mut rng = seeded();
     let (store, reads) = (loaded(), Arc::new(AtomicUsize::new(0)));

@@ -6,7 +6,7 @@ use alloy_primitives::B256;
 use foldgate_bench::{
     BenchError, Contender, Draw, Scale, Scenario, Workload,
     contender::{Advanced, AnyError},
-    foldgate::Stores,
+    foldgate::{Foldgate, Stores},
     harness::{Lineup, Plan, race},
     report::write_table,
     workload::Block,
@@ -131,6 +131,26 @@ fn blocks_go_on_beside_a_flush() {
         assert_eq!((line.roots_checked, line.blocks, line.cold_blocks), (9, 9, 2));
         assert!(line.flush_cpu_ms.unwrap() > 0.0);
     }
+}
+
+#[test]
+fn a_flush_beside_ends_with_the_next_one() {
+    let _alone = COUNTED.lock();
+    let place = tempfile::tempdir().unwrap();
+    let scenario = Scenario::new(Workload::W1, Draw::Uniform, Scale::one_in(500));
+    let mut one = Foldgate::new(Redb, 1, &scenario, None, place.path()).unwrap();
+    let mut blocks = scenario.blocks();
+    let mut take = |one: &mut Foldgate<Redb>, count| {
+        for block in blocks.by_ref().take(count) {
+            one.advance(&block).unwrap();
+        }
+    };
+    take(&mut one, 3);
+    assert_eq!(one.flush_beside().unwrap().blocks, 0, "it was waited for");
+    take(&mut one, 2);
+    assert_eq!(one.flush_beside().unwrap().blocks, 3);
+    take(&mut one, 1);
+    assert_eq!(one.flush().unwrap().blocks, 3, "those of the flush beside, and the last one");
 }
 
 /// Always gives the same root.

@@ -53,29 +53,9 @@ impl fmt::Display for NodeKey {
 }
 
 impl NodeKey {
-    /// The longest key in bytes: a hashed address and one byte for each of 64 nibbles.
-    pub const MAX_BYTES: usize = 96;
-
     /// Names a node.
     pub const fn new(trie: TrieId, path: Nibbles) -> Self {
         Self { trie, path }
-    }
-
-    /// The key's bytes within its table: for the account trie one byte for each nibble; for a storage trie the hashed
-    /// address before them. Bytes sort as keys do. Gives the buffer's used part.
-    pub fn write_bytes<'a>(&self, buffer: &'a mut [u8; Self::MAX_BYTES]) -> &'a [u8] {
-        let start = match self.trie {
-            TrieId::Accounts => 0,
-            TrieId::Storage(hashed_address) => {
-                buffer[..32].copy_from_slice(hashed_address.as_slice());
-                32
-            }
-        };
-        let end = start + self.path.len();
-        for (byte, nibble) in buffer[start..end].iter_mut().zip(self.path.iter()) {
-            *byte = nibble;
-        }
-        &buffer[..end]
     }
 }
 

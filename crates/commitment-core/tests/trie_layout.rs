@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use alloy_primitives::{B256, Bytes, U256, hex, keccak256};
 use foldgate_core::{
-    AccountInfo, BlockNumHash, EMPTY_ROOT_HASH, FoldOptions, LoadSource, Nibbles, NodeKey, TrieId,
+    AccountInfo, BlockNumHash, EMPTY_ROOT_HASH, FoldOptions, LoadSource, Nibbles, TrieId, record,
     trie::{
         bulk::{LoadItem, StateLoad},
         single::{LeafChange, TrieSource, fold_trie},
@@ -61,16 +61,17 @@ impl TrieSource for Empty {
     }
 }
 
-/// A row as the page shows it: the slot path, then the bytes in groups, a reference on a line of its own.
+/// A row as the page shows it: its key without the hashed address and without most of the zeros, then the bytes in
+/// groups, a reference on a line of its own.
 fn printed(path: &Nibbles, row: &[u8]) -> Vec<String> {
-    let key = NodeKey::new(TrieId::Accounts, *path);
-    let mut buffer = [0; NodeKey::MAX_BYTES];
-    let key = hex::encode(key.write_bytes(&mut buffer));
+    let key = record::storage_node_key(&B256::ZERO, path);
+    let (first_key, depth) = (&key[32..64], key[64]);
+    assert!(first_key[1..].iter().all(|byte| *byte == 0), "the example's paths are short");
     let nibbles = usize::from(row[0]).div_ceil(2);
     let (head, references) = row.split_at(1 + nibbles + 4);
     let (state, branches) = (&head[1 + nibbles..3 + nibbles], &head[3 + nibbles..]);
     let mut lines = vec![
-        format!("key `{}`", if key.is_empty() { "(no bytes)" } else { &key }),
+        format!("key `{:02x}00..00 {depth:02x}`", first_key[0]),
         [&head[..1], &head[1..=nibbles], state, branches]
             .iter()
             .filter(|part| !part.is_empty())

@@ -5,17 +5,12 @@
 //! 2. Nothing is visible or durable before the transaction's commit; an error before it leaves no trace.
 //! 3. Rows are written in order of their keys.
 
-use foldgate_core::{
-    BlockNumHash, BlockNumber, CommitBatch, NodeKey, Rows, StateAnchor, TrieId, UnwindBatch, record, store::Retention,
-};
+use foldgate_core::{BlockNumHash, BlockNumber, CommitBatch, Rows, StateAnchor, UnwindBatch, record, store::Retention};
 
 use crate::{
     env::{Env, WriteTxn},
     error::MdbxError,
-    tables::{
-        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, META, REVERSE_DIFFS, SLOTS, STORAGE_NODES, TIP,
-        decode_anchor,
-    },
+    tables::{ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, META, REVERSE_DIFFS, SLOTS, TIP, decode_anchor},
 };
 
 pub(crate) fn commit(env: &Env, batch: &CommitBatch) -> Result<(), MdbxError> {
@@ -64,54 +59,9 @@ pub(crate) fn prune_below(env: &Env, below: BlockNumber) -> Result<u64, MdbxErro
 }
 
 fn put_rows(txn: &WriteTxn<'_>, rows: &Rows) -> Result<(), MdbxError> {
-    let accounts = rows.accounts.iter();
-    let accounts = accounts.map(|(hashed_address, account)| (hashed_address, account.map(|it| it.to_bytes())));
-    txn.put_all(ACCOUNTS, accounts)?;
-    let slots = rows.slots.iter().map(|((hashed_address, hashed_slot), value)| {
-        let mut buffer = [0; 32];
-        let used = record::write_slot_value(value, &mut buffer).len();
-        (record::slot_key(hashed_address, hashed_slot), (used > 0).then_some(SlotRow { buffer, used }))
-    });
-    txn.put_all(SLOTS, slots)?;
-    // Keys sort the account trie first.
-    let split = rows.nodes.partition_point(|(key, _)| key.trie == TrieId::Accounts);
-    let (account_nodes, storage_nodes) = rows.nodes.split_at(split);
-    for (table, nodes) in [(ACCOUNT_NODES, account_nodes), (STORAGE_NODES, storage_nodes)] {
-        txn.put_all(table, nodes.iter().map(|(key, row)| (NodeBytes::new(key), row.as_ref())))?;
-    }
+    txn.put_all(ACCOUNTS, record::account_table(rows))?;
+    txn.put_all(SLOTS, record::slot_table(rows))?;
     txn.put_all(CODES, rows.codes.iter().map(|(hash, code)| (hash, Some(code))))
-}
-
-/// The row of a slot: the last `used` bytes.
-struct SlotRow {
-    buffer: [u8; 32],
-    used: usize,
-}
-
-impl AsRef<[u8]> for SlotRow {
-    fn as_ref(&self) -> &[u8] {
-        &self.buffer[32 - self.used..]
-    }
-}
-
-/// The key of a node: the first `used` bytes.
-struct NodeBytes {
-    buffer: [u8; NodeKey::MAX_BYTES],
-    used: usize,
-}
-
-impl NodeBytes {
-    fn new(key: &NodeKey) -> Self {
-        let mut buffer = [0; NodeKey::MAX_BYTES];
-        let used = key.write_bytes(&mut buffer).len();
-        Self { buffer, used }
-    }
-}
-
-impl AsRef<[u8]> for NodeBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.buffer[..self.used]
-    }
 }
 
 pub(crate) fn put_block(txn: &WriteTxn<'_>, anchor: &StateAnchor) -> Result<(), MdbxError> {

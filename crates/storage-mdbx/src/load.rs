@@ -10,16 +10,13 @@
 //!
 //! [`Options::dirty_bytes`]: crate::Options::dirty_bytes
 
-use alloy_primitives::{B256, Bytes, U256};
-use foldgate_core::{
-    Account, LoadError, LoadSource, NodeKey, Refusal, Rows, StateAnchor, TrieId, record, store::LoadOrder,
-};
+use foldgate_core::{LoadError, LoadSource, Refusal, Rows, StateAnchor, record, store::LoadOrder};
 
 use crate::{
     commit::{meta_anchor, put_block, put_meta_anchor},
     env::{Env, WriteTxn},
     error::MdbxError,
-    tables::{ACCOUNT_NODES, ACCOUNTS, CODES, GENESIS, SLOTS, STORAGE_NODES, TIP, Table},
+    tables::{ACCOUNTS, CODES, GENESIS, SLOTS, TIP, Table},
 };
 
 pub(crate) fn load<L: LoadSource>(env: &Env, mut source: L) -> Result<StateAnchor, LoadError<MdbxError, L::Error>> {
@@ -44,69 +41,34 @@ fn finish(txn: WriteTxn<'_>, anchor: StateAnchor) -> Result<(), MdbxError> {
     txn.commit()
 }
 
-/// Where one row is encoded.
-struct Scratch {
-    key: [u8; NodeKey::MAX_BYTES],
-    row: [u8; Account::MAX_BYTES],
-}
-
-/// The bytes of a row's key, and of the row; none if it deletes, which a load does not.
-type Encoded<'a> = (&'a [u8], Option<&'a [u8]>);
-
-fn encode_account<'a>((key, account): &'a (B256, Option<Account>), scratch: &'a mut Scratch) -> Encoded<'a> {
-    (key.as_slice(), account.as_ref().map(|account| account.write_bytes(&mut scratch.row)))
-}
-
-fn encode_slot<'a>(((account, slot), value): &'a ((B256, B256), U256), scratch: &'a mut Scratch) -> Encoded<'a> {
-    let Scratch { key, row } = scratch;
-    key[..64].copy_from_slice(&record::slot_key(account, slot));
-    let row = row.first_chunk_mut().map(|row| record::write_slot_value(value, row));
-    (&key[..64], row.filter(|row| !row.is_empty()))
-}
-
-fn encode_node<'a>((key, row): &'a (NodeKey, Option<Bytes>), scratch: &'a mut Scratch) -> Encoded<'a> {
-    (key.write_bytes(&mut scratch.key), row.as_ref().map(|row| row.as_ref()))
-}
-
-fn encode_code<'a>((hash, code): &'a (B256, Bytes), _: &'a mut Scratch) -> Encoded<'a> {
-    (hash.as_slice(), Some(code))
-}
-
 fn put_piece(txn: &WriteTxn<'_>, rows: &Rows) -> Result<(), MdbxError> {
-    put_sorted(txn, ACCOUNTS, &rows.accounts, encode_account)?;
-    put_sorted(txn, SLOTS, &rows.slots, encode_slot)?;
-    // Keys sort the account trie first.
-    let split = rows.nodes.partition_point(|(key, _)| key.trie == TrieId::Accounts);
-    let (account_nodes, storage_nodes) = rows.nodes.split_at(split);
-    put_sorted(txn, ACCOUNT_NODES, account_nodes, encode_node)?;
-    put_sorted(txn, STORAGE_NODES, storage_nodes, encode_node)?;
-    put_sorted(txn, CODES, &rows.codes, encode_code)
+    put_sorted(txn, ACCOUNTS, record::account_table(rows))?;
+    put_sorted(txn, SLOTS, record::slot_table(rows))?;
+    put_sorted(txn, CODES, rows.codes.iter().map(|(hash, code)| (hash, Some(code))))
 }
 
-/// Writes sorted rows: those that come after all of the table by a cursor at its end.
-fn put_sorted<T>(
+/// Writes sorted rows: those that come after all of the table by a cursor at its end. None deletes.
+fn put_sorted<K: AsRef<[u8]>, V: AsRef<[u8]>>(
     txn: &WriteTxn<'_>,
     table: Table,
-    rows: &[T],
-    encode: impl for<'a> Fn(&'a T, &'a mut Scratch) -> Encoded<'a>,
+    rows: impl Iterator<Item = (K, Option<V>)>,
 ) -> Result<(), MdbxError> {
-    if rows.is_empty() {
-        return Ok(());
+    let mut rows = rows.filter_map(|(key, row)| Some((key, row?))).peekable();
+    let Some(last) = txn.end_of(table)?.last_key()? else { return append(txn, table, rows) };
+    while let Some((key, row)) = rows.next_if(|(key, _)| key.as_ref() <= last.as_slice()) {
+        txn.put(table, key.as_ref(), row.as_ref())?;
     }
-    let mut scratch = Scratch { key: [0; NodeKey::MAX_BYTES], row: [0; Account::MAX_BYTES] };
+    append(txn, table, rows)
+}
+
+fn append<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+    txn: &WriteTxn<'_>,
+    table: Table,
+    rows: impl Iterator<Item = (K, V)>,
+) -> Result<(), MdbxError> {
     let mut end = txn.end_of(table)?;
-    let last = end.last_key()?;
-    let is_late = |row: &T, scratch: &mut Scratch| last.as_deref().is_some_and(|last| encode(row, scratch).0 <= last);
-    let (late, rest) = rows.split_at(rows.partition_point(|row| is_late(row, &mut scratch)));
-    for row in rest {
-        if let (key, Some(row)) = encode(row, &mut scratch) {
-            end.append(key, row)?;
-        }
-    }
-    for row in late {
-        if let (key, Some(row)) = encode(row, &mut scratch) {
-            txn.put(table, key, row)?;
-        }
+    for (key, row) in rows {
+        end.append(key.as_ref(), row.as_ref())?;
     }
     Ok(())
 }

@@ -37,8 +37,8 @@ use crate::{
     env::{Env, ReadTxn},
     error::MdbxError,
     tables::{
-        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, META, REVERSE_DIFFS, SLOTS, STORAGE_NODES, TIP,
-        decode_account, decode_anchor, decode_hash, decode_reverse_diff, decode_slot,
+        ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, META, REVERSE_DIFFS, SLOTS, TIP, decode_account, decode_anchor,
+        decode_hash, decode_reverse_diff, decode_slot,
     },
 };
 
@@ -153,18 +153,16 @@ impl TrieReader for MdbxSnapshot {
     }
 
     fn account(&self, hashed_address: &B256) -> Result<Option<Account>, MdbxError> {
-        let key = hashed_address.as_slice();
-        self.read(|txn| txn.get(ACCOUNTS, key, |row| decode_account(key, row)))
+        let key = record::account_key(hashed_address);
+        self.read(|txn| txn.get(ACCOUNTS, &key, |row| decode_account(&key, row)))
     }
 
     fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, MdbxError> {
-        let table = match key.trie {
-            TrieId::Accounts => ACCOUNT_NODES,
-            TrieId::Storage(_) => STORAGE_NODES,
-        };
-        let mut buffer = [0; NodeKey::MAX_BYTES];
-        let key = key.write_bytes(&mut buffer);
-        self.read(|txn| txn.get(table, key, |row| Ok(Bytes::copy_from_slice(row))))
+        let get = |table, key: &[u8]| self.read(|txn| txn.get(table, key, |row| Ok(Bytes::copy_from_slice(row))));
+        match &key.trie {
+            TrieId::Accounts => get(ACCOUNTS, &record::account_node_key(&key.path)),
+            TrieId::Storage(hashed_address) => get(SLOTS, &record::storage_node_key(hashed_address, &key.path)),
+        }
     }
 
     fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, MdbxError> {
@@ -173,8 +171,13 @@ impl TrieReader for MdbxSnapshot {
             return Ok(rows);
         }
         self.read(|txn| {
-            txn.scan(ACCOUNTS, start.as_slice(), |key, row| {
-                rows.push((decode_hash("accounts", key, key)?, decode_account(key, row)?));
+            txn.scan(ACCOUNTS, &record::account_key(start), |key, row| {
+                if record::is_node_key(key) {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                let hashed_address = record::hashed_address_of_key(key);
+                let hashed_address = hashed_address.ok_or_else(|| MdbxError::corrupt("accounts", key))?;
+                rows.push((hashed_address, decode_account(key, row)?));
                 Ok(if rows.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
             })
         })?;
@@ -190,6 +193,9 @@ impl TrieReader for MdbxSnapshot {
             txn.scan(SLOTS, &record::slot_key(hashed_address, start), |key, row| {
                 if !key.starts_with(hashed_address.as_slice()) {
                     return Ok(ControlFlow::Break(()));
+                }
+                if record::is_node_key(key) {
+                    return Ok(ControlFlow::Continue(()));
                 }
                 let hashed_slot = record::slot_of_key(hashed_address, key);
                 let hashed_slot = hashed_slot.ok_or_else(|| MdbxError::corrupt("slots", key))?;

@@ -10,46 +10,32 @@ use foldgate_core::{Account, ReverseDiff, StateAnchor, record};
 use crate::error::MdbxError;
 
 /// The version of the tables.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// A table of this crate, by its place in [`TABLES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Table(pub(crate) usize);
 
 /// The names of all tables.
-pub(crate) const TABLES: [&str; 10] = [
-    "accounts",
-    "slots",
-    "account_nodes",
-    "storage_nodes",
-    "codes",
-    "block_hashes",
-    "anchors",
-    "reverse_diffs",
-    "bals",
-    "meta",
-];
+pub(crate) const TABLES: [&str; 8] =
+    ["accounts", "slots", "codes", "block_hashes", "anchors", "reverse_diffs", "bals", "meta"];
 
-/// Hashed address to account record.
+/// Accounts, and the rows of their trie's branches.
 pub(crate) const ACCOUNTS: Table = Table(0);
-/// Hashed address and hashed slot to value.
+/// Slots, and the rows of their tries' branches.
 pub(crate) const SLOTS: Table = Table(1);
-/// Path to node row.
-pub(crate) const ACCOUNT_NODES: Table = Table(2);
-/// Hashed address and path to node row.
-pub(crate) const STORAGE_NODES: Table = Table(3);
 /// Code hash to code.
-pub(crate) const CODES: Table = Table(4);
+pub(crate) const CODES: Table = Table(2);
 /// Height to block hash.
-pub(crate) const BLOCK_HASHES: Table = Table(5);
+pub(crate) const BLOCK_HASHES: Table = Table(3);
 /// Height to committed block and state root.
-pub(crate) const ANCHORS: Table = Table(6);
+pub(crate) const ANCHORS: Table = Table(4);
 /// Height to reverse diff.
-pub(crate) const REVERSE_DIFFS: Table = Table(7);
+pub(crate) const REVERSE_DIFFS: Table = Table(5);
 /// Height and hash to raw access list.
-pub(crate) const BALS: Table = Table(8);
+pub(crate) const BALS: Table = Table(6);
 /// What is known of the store: the keys below.
-pub(crate) const META: Table = Table(9);
+pub(crate) const META: Table = Table(7);
 
 /// [`META`]: four bytes, big-endian.
 pub(crate) const FORMAT_VERSION_KEY: &str = "format_version";

@@ -98,9 +98,9 @@ fn corrupt_rows_are_named() {
     let dir = TempDir::new().unwrap();
     stored(dir.path());
     let (address, slot) = (B256::repeat_byte(1), B256::repeat_byte(2));
-    let slot_key = record::slot_key(&address, &slot);
+    let (account_key, slot_key) = (record::account_key(&address), record::slot_key(&address, &slot));
     let number = record::number_key(1);
-    poke(dir.path(), "accounts", address.as_slice(), &[0xff, 1, 2]);
+    poke(dir.path(), "accounts", &account_key, &[0xff, 1, 2]);
     poke(dir.path(), "slots", &slot_key, &[0, 1]);
     poke(dir.path(), "block_hashes", &number, &[1; 31]);
     poke(dir.path(), "anchors", &number, &[1; 71]);
@@ -113,9 +113,9 @@ fn corrupt_rows_are_named() {
             other => panic!("a corrupt row gave {other:?}"),
         }
     }
-    corrupt(snapshot.account(&address), "accounts", address.as_slice());
-    corrupt(snapshot.account_info(&address), "accounts", address.as_slice());
-    corrupt(snapshot.accounts_from(&B256::ZERO, 9), "accounts", address.as_slice());
+    corrupt(snapshot.account(&address), "accounts", &account_key);
+    corrupt(snapshot.account_info(&address), "accounts", &account_key);
+    corrupt(snapshot.accounts_from(&B256::ZERO, 9), "accounts", &account_key);
     corrupt(snapshot.storage(&address, &slot), "slots", &slot_key);
     corrupt(snapshot.slots_from(&address, &B256::ZERO, 9), "slots", &slot_key);
     corrupt(snapshot.block_hash(1), "block_hashes", &number);

@@ -5,18 +5,14 @@
 //! 2. Nothing is visible or durable before the transaction's commit; an error before it leaves no trace.
 //! 3. Rows are written in order of their keys.
 
-use alloy_primitives::Bytes;
-use foldgate_core::{
-    BlockNumHash, BlockNumber, CommitBatch, NodeKey, Rows, StateAnchor, TrieId, UnwindBatch, record, store::Retention,
-};
+use foldgate_core::{BlockNumHash, BlockNumber, CommitBatch, Rows, StateAnchor, UnwindBatch, record, store::Retention};
 use redb::{ReadableTable, WriteTransaction};
 
 use crate::{
     env::Env,
     error::RedbError,
     tables::{
-        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, META, REVERSE_DIFFS, SLOTS, STORAGE_NODES, TIP,
-        Table, Variable, decode_anchor,
+        ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, Fixed, META, REVERSE_DIFFS, SLOTS, TIP, Table, decode_anchor,
     },
 };
 
@@ -72,46 +68,22 @@ pub(crate) fn prune_below(env: &Env, below: BlockNumber) -> Result<u64, RedbErro
 }
 
 fn put_rows(txn: &WriteTransaction, rows: &Rows) -> Result<(), RedbError> {
-    let mut accounts = txn.open_table(ACCOUNTS)?;
-    for (hashed_address, account) in &rows.accounts {
-        match account {
-            Some(account) => drop(accounts.insert(&hashed_address.0, account.to_bytes().as_slice())?),
-            None => drop(accounts.remove(&hashed_address.0)?),
-        }
-    }
-    let mut slots = txn.open_table(SLOTS)?;
-    for ((hashed_address, hashed_slot), value) in &rows.slots {
-        let key = record::slot_key(hashed_address, hashed_slot);
-        if value.is_zero() {
-            slots.remove(&key)?;
-        } else {
-            slots.insert(&key, record::write_slot_value(value, &mut [0; 32]))?;
-        }
-    }
-    // Keys sort the account trie first.
-    let (account_nodes, storage_nodes) =
-        rows.nodes.split_at(rows.nodes.partition_point(|(key, _)| key.trie == TrieId::Accounts));
-    put_nodes(txn, ACCOUNT_NODES, account_nodes)?;
-    put_nodes(txn, STORAGE_NODES, storage_nodes)?;
-    let mut codes = txn.open_table(CODES)?;
-    for (hash, code) in &rows.codes {
-        codes.insert(&hash.0, code.as_ref())?;
-    }
-    Ok(())
+    put_all(txn, ACCOUNTS, record::account_table(rows))?;
+    put_all(txn, SLOTS, record::slot_table(rows))?;
+    put_all(txn, CODES, rows.codes.iter().map(|(hash, code)| (hash.0, Some(code))))
 }
 
-fn put_nodes(
+/// Writes or, where there is no row, deletes, key after key.
+fn put_all<const N: usize, V: AsRef<[u8]>>(
     txn: &WriteTransaction,
-    table: Table<Variable>,
-    rows: &[(NodeKey, Option<Bytes>)],
+    table: Table<Fixed<N>>,
+    rows: impl Iterator<Item = ([u8; N], Option<V>)>,
 ) -> Result<(), RedbError> {
-    let mut nodes = txn.open_table(table)?;
+    let mut table = txn.open_table(table)?;
     for (key, row) in rows {
-        let mut buffer = [0; NodeKey::MAX_BYTES];
-        let key = key.write_bytes(&mut buffer);
         match row {
-            Some(row) => drop(nodes.insert(key, row.as_ref())?),
-            None => drop(nodes.remove(key)?),
+            Some(row) => drop(table.insert(&key, row.as_ref())?),
+            None => drop(table.remove(&key)?),
         }
     }
     Ok(())

@@ -12,8 +12,8 @@ use redb::{Database, DatabaseError, Durability, ReadableDatabase, TableError, Wr
 use crate::{
     error::RedbError,
     tables::{
-        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, FORMAT_VERSION, FORMAT_VERSION_KEY, META,
-        REVERSE_DIFFS, ROW_FORMAT_KEY, SLOTS, STORAGE_NODES, decode_version,
+        ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, FORMAT_VERSION, FORMAT_VERSION_KEY, META, REVERSE_DIFFS,
+        ROW_FORMAT_KEY, SLOTS, decode_version,
     },
 };
 
@@ -95,8 +95,6 @@ impl Env {
         {
             txn.open_table(ACCOUNTS)?;
             txn.open_table(SLOTS)?;
-            txn.open_table(ACCOUNT_NODES)?;
-            txn.open_table(STORAGE_NODES)?;
             txn.open_table(CODES)?;
             txn.open_table(BLOCK_HASHES)?;
             txn.open_table(ANCHORS)?;

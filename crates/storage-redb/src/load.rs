@@ -10,17 +10,14 @@
 
 use std::ops::Bound;
 
-use alloy_primitives::{B256, Bytes, U256};
-use foldgate_core::{
-    Account, LoadError, LoadSource, NodeKey, Refusal, Rows, StateAnchor, TrieId, record, store::LoadOrder,
-};
-use redb::{Key, ReadableTable, WriteTransaction};
+use foldgate_core::{LoadError, LoadSource, Refusal, Rows, StateAnchor, record, store::LoadOrder};
+use redb::{ReadableTable, WriteTransaction};
 
 use crate::{
     commit::{meta_anchor, put_block, put_meta_anchor},
     env::Env,
     error::RedbError,
-    tables::{ACCOUNT_NODES, ACCOUNTS, CODES, GENESIS, SLOTS, STORAGE_NODES, TIP, Table},
+    tables::{ACCOUNTS, CODES, Fixed, GENESIS, SLOTS, TIP, Table},
 };
 
 pub(crate) fn load<L: LoadSource>(env: &Env, mut source: L) -> Result<StateAnchor, LoadError<RedbError, L::Error>> {
@@ -45,71 +42,29 @@ fn finish(txn: WriteTransaction, anchor: StateAnchor) -> Result<(), RedbError> {
     Ok(txn.commit()?)
 }
 
-/// Where one row is encoded.
-struct Scratch {
-    key: [u8; NodeKey::MAX_BYTES],
-    row: [u8; Account::MAX_BYTES],
-}
-
-/// The bytes of a row's key, and of the row; none if it deletes, which a load does not.
-type Encoded<'a> = (&'a [u8], Option<&'a [u8]>);
-
-fn encode_account<'a>((key, account): &'a (B256, Option<Account>), scratch: &'a mut Scratch) -> Encoded<'a> {
-    (key.as_slice(), account.as_ref().map(|account| account.write_bytes(&mut scratch.row)))
-}
-
-fn encode_slot<'a>(((account, slot), value): &'a ((B256, B256), U256), scratch: &'a mut Scratch) -> Encoded<'a> {
-    let Scratch { key, row } = scratch;
-    key[..64].copy_from_slice(&record::slot_key(account, slot));
-    let row = row.first_chunk_mut().map(|row| record::write_slot_value(value, row));
-    (&key[..64], row.filter(|row| !row.is_empty()))
-}
-
-fn encode_node<'a>((key, row): &'a (NodeKey, Option<Bytes>), scratch: &'a mut Scratch) -> Encoded<'a> {
-    (key.write_bytes(&mut scratch.key), row.as_ref().map(|row| row.as_ref()))
-}
-
-fn encode_code<'a>((hash, code): &'a (B256, Bytes), _: &'a mut Scratch) -> Encoded<'a> {
-    (hash.as_slice(), Some(code))
-}
-
 fn put_piece(txn: &WriteTransaction, rows: &Rows) -> Result<(), RedbError> {
-    put_sorted(txn, ACCOUNTS, &rows.accounts, encode_account)?;
-    put_sorted(txn, SLOTS, &rows.slots, encode_slot)?;
-    // Keys sort the account trie first.
-    let split = rows.nodes.partition_point(|(key, _)| key.trie == TrieId::Accounts);
-    let (account_nodes, storage_nodes) = rows.nodes.split_at(split);
-    put_sorted(txn, ACCOUNT_NODES, account_nodes, encode_node)?;
-    put_sorted(txn, STORAGE_NODES, storage_nodes, encode_node)?;
-    put_sorted(txn, CODES, &rows.codes, encode_code)
+    put_sorted(txn, ACCOUNTS, record::account_table(rows))?;
+    put_sorted(txn, SLOTS, record::slot_table(rows))?;
+    put_sorted(txn, CODES, rows.codes.iter().map(|(hash, code)| (hash.0, Some(code))))
 }
 
-/// Writes sorted rows: those that come after all of the table by a cursor at its end.
-fn put_sorted<K: Key + 'static, T>(
+/// Writes sorted rows: those that come after all of the table by a cursor at its end. None deletes.
+fn put_sorted<const N: usize, V: AsRef<[u8]>>(
     txn: &WriteTransaction,
-    table: Table<K>,
-    rows: &[T],
-    encode: impl for<'a> Fn(&'a T, &'a mut Scratch) -> Encoded<'a>,
+    table: Table<Fixed<N>>,
+    rows: impl Iterator<Item = ([u8; N], Option<V>)>,
 ) -> Result<(), RedbError> {
-    if rows.is_empty() {
-        return Ok(());
-    }
+    let mut rows = rows.filter_map(|(key, row)| Some((key, row?))).peekable();
     let mut table = txn.open_table(table)?;
-    let mut scratch = Scratch { key: [0; NodeKey::MAX_BYTES], row: [0; Account::MAX_BYTES] };
-    let last = table.last()?.map(|(key, _)| K::as_bytes(&key.value()).as_ref().to_vec());
-    let is_late = |row: &T, scratch: &mut Scratch| last.as_deref().is_some_and(|last| encode(row, scratch).0 <= last);
-    let (late, rest) = rows.split_at(rows.partition_point(|row| is_late(row, &mut scratch)));
-    let mut end = table.upper_bound_mut(Bound::<K::SelfType<'_>>::Unbounded)?;
-    for row in rest {
-        if let (key, Some(row)) = encode(row, &mut scratch) {
-            end.insert_before(K::from_bytes(key), row)?;
+    let last = table.last()?.map(|(key, _)| *key.value());
+    if let Some(last) = last {
+        while let Some((key, row)) = rows.next_if(|(key, _)| *key <= last) {
+            table.insert(&key, row.as_ref())?;
         }
     }
-    end.close()?;
-    for row in late {
-        if let (key, Some(row)) = encode(row, &mut scratch) {
-            table.insert(K::from_bytes(key), row)?;
-        }
+    let mut end = table.upper_bound_mut(Bound::<&[u8; N]>::Unbounded)?;
+    for (key, row) in rows {
+        end.insert_before(&key, row.as_ref())?;
     }
-    Ok(())
+    Ok(end.close()?)
 }

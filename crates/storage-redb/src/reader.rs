@@ -9,16 +9,17 @@ use std::sync::Arc;
 use alloy_primitives::{B256, Bytes, U256};
 use foldgate_core::{
     Account, AccountInfo, BlockHash, BlockNumHash, BlockNumber, NodeKey, ReverseDiff, StateAnchor, StateReader, TrieId,
-    TrieReader, record,
+    TrieReader,
+    record::{self, AccountKey, SlotKey},
 };
-use redb::{ReadOnlyTable, ReadTransaction, ReadableDatabase};
+use redb::{Range, ReadOnlyTable, ReadTransaction, ReadableDatabase};
 
 use crate::{
     env::Env,
     error::RedbError,
     tables::{
-        ACCOUNT_NODES, ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, Fixed, META, REVERSE_DIFFS, SLOTS, STORAGE_NODES,
-        Variable, decode_account, decode_anchor, decode_hash, decode_reverse_diff, decode_slot,
+        ACCOUNTS, ANCHORS, BALS, BLOCK_HASHES, CODES, Fixed, META, REVERSE_DIFFS, SLOTS, decode_account, decode_anchor,
+        decode_hash, decode_reverse_diff, decode_slot,
     },
 };
 
@@ -67,10 +68,8 @@ pub struct RedbSnapshot {
 }
 
 struct Tables {
-    accounts: ReadTable<Fixed<32>>,
-    slots: ReadTable<Fixed<64>>,
-    account_nodes: ReadTable<Variable>,
-    storage_nodes: ReadTable<Variable>,
+    accounts: ReadTable<Fixed<33>>,
+    slots: ReadTable<Fixed<65>>,
     codes: ReadTable<Fixed<32>>,
     block_hashes: ReadTable<Fixed<8>>,
     _env: Arc<Env>,
@@ -87,8 +86,6 @@ impl RedbSnapshot {
         let tables = Tables {
             accounts: view.txn.open_table(ACCOUNTS)?,
             slots: view.txn.open_table(SLOTS)?,
-            account_nodes: view.txn.open_table(ACCOUNT_NODES)?,
-            storage_nodes: view.txn.open_table(STORAGE_NODES)?,
             codes: view.txn.open_table(CODES)?,
             block_hashes: view.txn.open_table(BLOCK_HASHES)?,
             _env: Arc::clone(&view.env),
@@ -128,38 +125,51 @@ impl TrieReader for RedbSnapshot {
     }
 
     fn account(&self, hashed_address: &B256) -> Result<Option<Account>, RedbError> {
-        let row = self.tables.accounts.get(&hashed_address.0)?;
-        row.map(|row| decode_account(hashed_address.as_slice(), row.value())).transpose()
+        let key = record::account_key(hashed_address);
+        let row = self.tables.accounts.get(&key)?;
+        row.map(|row| decode_account(&key, row.value())).transpose()
     }
 
     fn node(&self, key: &NodeKey) -> Result<Option<Bytes>, RedbError> {
-        let table = match key.trie {
-            TrieId::Accounts => &self.tables.account_nodes,
-            TrieId::Storage(_) => &self.tables.storage_nodes,
+        let Tables { accounts, slots, .. } = &*self.tables;
+        let row = match &key.trie {
+            TrieId::Accounts => accounts.get(&record::account_node_key(&key.path))?,
+            TrieId::Storage(hashed_address) => slots.get(&record::storage_node_key(hashed_address, &key.path))?,
         };
-        let row = table.get(key.write_bytes(&mut [0; NodeKey::MAX_BYTES]))?;
         Ok(row.map(|row| Bytes::copy_from_slice(row.value())))
     }
 
     fn accounts_from(&self, start: &B256, limit: usize) -> Result<Vec<(B256, Account)>, RedbError> {
-        let rows = self.tables.accounts.range::<&[u8; 32]>(&start.0..)?.take(limit);
-        let decoded = rows.map(|row| {
-            let (key, value) = row?;
-            Ok((B256::from(key.value()), decode_account(key.value(), value.value())?))
-        });
-        decoded.collect()
+        let rows = self.tables.accounts.range::<&AccountKey>(&record::account_key(start)..)?;
+        leaves(rows, limit, |key, row| {
+            let hashed_address = record::hashed_address_of_key(key);
+            let hashed_address = hashed_address.ok_or_else(|| RedbError::corrupt("accounts", key))?;
+            Ok((hashed_address, decode_account(key, row)?))
+        })
     }
 
     fn slots_from(&self, hashed_address: &B256, start: &B256, limit: usize) -> Result<Vec<(B256, U256)>, RedbError> {
         let first = record::slot_key(hashed_address, start);
         let last = record::slot_key(hashed_address, &B256::repeat_byte(0xff));
-        let rows = self.tables.slots.range::<&[u8; 64]>(&first..=&last)?.take(limit);
-        let decoded = rows.map(|row| {
-            let (key, value) = row?;
-            let hashed_slot = record::slot_of_key(hashed_address, key.value());
-            let hashed_slot = hashed_slot.ok_or_else(|| RedbError::corrupt("slots", key.value()))?;
-            Ok((hashed_slot, decode_slot(key.value(), value.value())?))
-        });
-        decoded.collect()
+        let rows = self.tables.slots.range::<&SlotKey>(&first..=&last)?;
+        leaves(rows, limit, |key, row| {
+            let hashed_slot = record::slot_of_key(hashed_address, key);
+            let hashed_slot = hashed_slot.ok_or_else(|| RedbError::corrupt("slots", key))?;
+            Ok((hashed_slot, decode_slot(key, row)?))
+        })
     }
+}
+
+/// So many leaves from a range, with the rows of branches between them left out.
+fn leaves<const N: usize, T>(
+    rows: Range<'_, Fixed<N>, &'static [u8]>,
+    limit: usize,
+    decode: impl Fn(&[u8], &[u8]) -> Result<T, RedbError>,
+) -> Result<Vec<T>, RedbError> {
+    let leaves = rows.filter(|row| row.as_ref().map_or(true, |(key, _)| !record::is_node_key(key.value())));
+    let decoded = leaves.take(limit).map(|row| {
+        let (key, value) = row?;
+        decode(key.value(), value.value())
+    });
+    decoded.collect()
 }

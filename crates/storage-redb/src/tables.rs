@@ -11,23 +11,17 @@ use redb::TableDefinition;
 use crate::error::RedbError;
 
 /// The version of the tables.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// A table of this crate.
 pub(crate) type Table<K> = TableDefinition<'static, K, &'static [u8]>;
 /// A key of fixed length.
 pub(crate) type Fixed<const N: usize> = &'static [u8; N];
-/// A key of any length.
-pub(crate) type Variable = &'static [u8];
 
-/// Hashed address to account record.
-pub(crate) const ACCOUNTS: Table<Fixed<32>> = Table::new("accounts");
-/// Hashed address and hashed slot to value.
-pub(crate) const SLOTS: Table<Fixed<64>> = Table::new("slots");
-/// Path to node row.
-pub(crate) const ACCOUNT_NODES: Table<Variable> = Table::new("account_nodes");
-/// Hashed address and path to node row.
-pub(crate) const STORAGE_NODES: Table<Variable> = Table::new("storage_nodes");
+/// Accounts, and the rows of their trie's branches.
+pub(crate) const ACCOUNTS: Table<Fixed<33>> = Table::new("accounts");
+/// Slots, and the rows of their tries' branches.
+pub(crate) const SLOTS: Table<Fixed<65>> = Table::new("slots");
 /// Code hash to code.
 pub(crate) const CODES: Table<Fixed<32>> = Table::new("codes");
 /// Height to block hash.

@@ -26,9 +26,9 @@
 //! have them in common (`forest`): a fold follows links. Where a link leads to nothing that is in memory, the branch's
 //! row is read through the [`TrieReader`]. Nothing of the parent is changed: the outcome holds a version of its own.
 //!
-//! The stored form has one row for each branch, filed under its slot path ([`crate::node`]); leaves stand in the tables
-//! of the state alone. A trie of no leaf or of one has no row. A branch in memory holds its row as it would be stored,
-//! so rows cost nothing before a commit asks for them ([`Version::updates`]).
+//! The stored form has one row for each branch, filed under its slot path ([`crate::node`]); what leaves hold stands in
+//! rows of the state alone. A trie of no leaf or of one has no row. A branch in memory holds its row as it would be
+//! stored, so rows cost nothing before a commit asks for them ([`Version::updates`]).
 //!
 //! # Why the work can be shared out
 //!

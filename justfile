@@ -13,6 +13,19 @@ suite:
     cargo test --test backends
     cargo test -p foldgate-storage-redb -p foldgate-storage-mdbx
 
+# The soak on every backend, at length.
+soak blocks="20000":
+    FOLDGATE_SOAK={{blocks}} cargo test --release --test backends soak -- --nocapture
+
+# Processes killed at named points of record, flush and unwind: so many times on every backend.
+kills runs="100":
+    FOLDGATE_KILLS={{runs}} cargo test --release --test backends kills
+    FOLDGATE_KILLS={{runs}} cargo test --release -p foldgate-record-log --test kills
+
+# The validation run: all published data that is there, and generated blocks, with the shadow on.
+validate blocks="10000" *arguments:
+    cargo run --release --package foldgate-cli --features mdbx -- validate --fixtures "${FOLDGATE_FIXTURES:-../shared/fixtures}" --generated {{blocks}} {{arguments}}
+
 # The demonstration.
 demo *arguments:
     scripts/demo {{arguments}}

@@ -16,10 +16,10 @@
 use std::sync::{Arc, OnceLock};
 
 use alloy_eip7928::{AccountChanges, BlockAccessList};
-use alloy_primitives::{B256, Bytes, KECCAK256_EMPTY, U256};
+use alloy_primitives::{B256, Bytes, KECCAK256_EMPTY};
 use foldgate_core::{
     TouchedAccount, TouchedSlot,
-    hashed::{AccountDelta, EmptyAccounts, HashedPostState},
+    hashed::{AccountDelta, Cleared, EmptyAccounts, HashedPostState},
 };
 use foldgate_keccak::keccak256_batch;
 
@@ -29,6 +29,7 @@ use crate::{
     hash::{HashMismatch, bal_hash, check_hash},
     keys::ListedKeys,
     mismatch::{BalMismatch, first_mismatch},
+    rlp::Uint,
     validate::{BalLimits, Violation},
 };
 
@@ -102,17 +103,10 @@ impl Bal {
     /// What the list names, sorted by hashed keys, with what of it changes: what [`foldgate_core::Cached::warm`] takes.
     pub fn touched(&self) -> Vec<TouchedAccount> {
         let changed = &self.post_state().accounts;
-        let touched = self.keys().sorted().map(|(hashed_address, hashed_slots)| {
-            let delta = changed.get(hashed_address);
-            let slot = |hashed_slot: &B256| TouchedSlot {
-                hashed_slot: *hashed_slot,
-                changed: delta.is_some_and(|delta| delta.storage.contains_key(hashed_slot)),
-            };
-            TouchedAccount {
-                hashed_address: *hashed_address,
-                changed: delta.is_some(),
-                slots: hashed_slots.iter().map(slot).collect(),
-            }
+        let touched = self.keys().sorted().map(|(hashed_address, slots)| TouchedAccount {
+            hashed_address: *hashed_address,
+            changed: changed.contains_key(hashed_address),
+            slots: slots.map(|(hashed_slot, changed)| TouchedSlot { hashed_slot: *hashed_slot, changed }).collect(),
         });
         touched.collect()
     }
@@ -132,11 +126,11 @@ impl Bal {
 }
 
 /// Brings final fields, and the values of all written slots, under their hashed keys.
-fn post_state(keys: &ListedKeys, fields: &[FinalFields<'_>], values: Vec<U256>) -> HashedPostState {
+fn post_state(keys: &ListedKeys, fields: &[FinalFields<'_>], values: Vec<Uint<'_>>) -> HashedPostState {
     let mut state = HashedPostState::new(EmptyAccounts::Remove);
     let changed = || keys.written().zip(fields).filter(|((_, slots), fields)| !slots.is_empty() || fields.any());
     state.accounts.reserve(changed().count());
-    let mut values = values.into_iter();
+    let mut values = values.into_iter().map(Uint::to_u256);
     let codes: Vec<_> = fields.iter().filter_map(|fields| fields.code).collect();
     let mut code_hashes = vec![B256::ZERO; codes.len()];
     keccak256_batch(&codes, &mut code_hashes);
@@ -148,11 +142,11 @@ fn post_state(keys: &ListedKeys, fields: &[FinalFields<'_>], values: Vec<U256>) 
             state.codes.entry(hash).or_insert_with(|| Bytes::copy_from_slice(code));
         }
         let delta = AccountDelta {
+            cleared: Cleared::Nothing,
             nonce: fields.nonce,
-            balance: fields.balance,
+            balance: fields.balance.map(Uint::to_u256),
             code_hash: code.map(|(_, hash)| hash),
             storage: slots.iter().copied().zip(values.by_ref()).collect(),
-            ..AccountDelta::default()
         };
         state.accounts.insert(*hashed_address, delta);
     }

@@ -15,11 +15,11 @@ use alloy_eip7928::{
     AccountChanges, BalanceChange, BlockAccessIndex, BlockAccessList, CodeChange, NonceChange, SlotChanges,
     StorageChange,
 };
-use alloy_primitives::{Address, Bytes, U256};
+use alloy_primitives::{Address, Bytes};
 
 use crate::{
     field::BalField,
-    rlp::{Cursor, RlpError, RlpFault},
+    rlp::{Cursor, RlpError, RlpFault, Uint},
     visit::Visit,
 };
 
@@ -111,9 +111,9 @@ fn walk_account<'a, V: Visit<'a>>(list: &mut Cursor<'a>, visitor: &mut V, place:
     place.field = Some(BalField::StorageChanges);
     each(&mut entry, |slot| {
         let mut pair = slot.list()?;
-        visitor.written_slot(pair.u256()?);
+        visitor.written_slot(pair.uint()?);
         each(&mut pair, |change| {
-            let (index, value) = indexed(change, Cursor::u256)?;
+            let (index, value) = indexed(change, Cursor::uint)?;
             visitor.slot_change(index, value);
             Ok(())
         })?;
@@ -122,12 +122,12 @@ fn walk_account<'a, V: Visit<'a>>(list: &mut Cursor<'a>, visitor: &mut V, place:
     })?;
     place.field = Some(BalField::StorageReads);
     each(&mut entry, |slot| {
-        visitor.read_slot(slot.u256()?);
+        visitor.read_slot(slot.uint()?);
         Ok(())
     })?;
     place.field = Some(BalField::BalanceChanges);
     each(&mut entry, |change| {
-        let (index, balance) = indexed(change, Cursor::u256)?;
+        let (index, balance) = indexed(change, Cursor::uint)?;
         visitor.balance_change(index, balance);
         Ok(())
     })?;
@@ -148,7 +148,7 @@ fn walk_account<'a, V: Visit<'a>>(list: &mut Cursor<'a>, visitor: &mut V, place:
 }
 
 /// Walks over the list that comes next, item by item.
-#[inline]
+#[inline(always)]
 fn each<'a>(
     cursor: &mut Cursor<'a>,
     mut item: impl FnMut(&mut Cursor<'a>) -> Result<(), RlpError>,
@@ -161,7 +161,7 @@ fn each<'a>(
 }
 
 /// Decodes a pair of a block access index (`uint32`) and a value.
-#[inline]
+#[inline(always)]
 fn indexed<'a, T>(
     cursor: &mut Cursor<'a>,
     value: impl FnOnce(&mut Cursor<'a>) -> Result<T, RlpError>,
@@ -189,24 +189,24 @@ impl<'a> Visit<'a> for Builder {
         self.account = AccountChanges::new(address);
     }
 
-    fn written_slot(&mut self, slot: U256) {
-        self.slot = SlotChanges::new(slot, Vec::new());
+    fn written_slot(&mut self, slot: Uint<'a>) {
+        self.slot = SlotChanges::new(slot.to_u256(), Vec::new());
     }
 
-    fn slot_change(&mut self, index: BlockAccessIndex, value: U256) {
-        self.slot.changes.push(StorageChange::new(index, value));
+    fn slot_change(&mut self, index: BlockAccessIndex, value: Uint<'a>) {
+        self.slot.changes.push(StorageChange::new(index, value.to_u256()));
     }
 
     fn written_slot_end(&mut self) {
         self.account.storage_changes.push(core::mem::take(&mut self.slot));
     }
 
-    fn read_slot(&mut self, slot: U256) {
-        self.account.storage_reads.push(slot);
+    fn read_slot(&mut self, slot: Uint<'a>) {
+        self.account.storage_reads.push(slot.to_u256());
     }
 
-    fn balance_change(&mut self, index: BlockAccessIndex, balance: U256) {
-        self.account.balance_changes.push(BalanceChange::new(index, balance));
+    fn balance_change(&mut self, index: BlockAccessIndex, balance: Uint<'a>) {
+        self.account.balance_changes.push(BalanceChange::new(index, balance.to_u256()));
     }
 
     fn nonce_change(&mut self, index: BlockAccessIndex, nonce: u64) {
@@ -226,6 +226,8 @@ impl<'a> Visit<'a> for Builder {
 
 #[cfg(test)]
 mod tests {
+    use alloy_primitives::U256;
+
     use super::*;
     use crate::encode::encode;
 

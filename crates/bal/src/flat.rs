@@ -7,10 +7,11 @@
 //! 4. Memory is taken for what the block's limits allow: of an account that is sure to be refused nothing more is stored.
 
 use alloy_eip7928::BlockAccessIndex;
-use alloy_primitives::{Address, U256};
+use alloy_primitives::Address;
 
 use crate::{
     bal::BalError,
+    rlp::Uint,
     validate::{BalLimits, Rules},
     visit::Visit,
 };
@@ -27,7 +28,7 @@ pub(crate) struct SlotRange {
 #[derive(Debug, Default)]
 pub(crate) struct FinalFields<'a> {
     pub(crate) nonce: Option<u64>,
-    pub(crate) balance: Option<U256>,
+    pub(crate) balance: Option<Uint<'a>>,
     pub(crate) code: Option<&'a [u8]>,
 }
 
@@ -49,11 +50,11 @@ pub(crate) struct Flat<'a> {
     /// Account after account, those written first; big-endian, as they are hashed.
     pub(crate) slots: Vec<[u8; 32]>,
     /// One for each written slot.
-    pub(crate) values: Vec<U256>,
+    pub(crate) values: Vec<Uint<'a>>,
     /// Of the account that is not complete yet.
     current: FinalFields<'a>,
     range: SlotRange,
-    value: U256,
+    value: Uint<'a>,
 }
 
 impl Flat<'_> {
@@ -69,7 +70,7 @@ impl Flat<'_> {
             values: Vec::with_capacity(raw_len / 128),
             current: FinalFields { nonce: None, balance: None, code: None },
             range: SlotRange { start: 0, written_end: 0, end: 0 },
-            value: U256::ZERO,
+            value: Uint::ZERO,
         }
     }
 }
@@ -86,16 +87,17 @@ impl<'a> Visit<'a> for Flat<'a> {
     }
 
     #[inline]
-    fn written_slot(&mut self, slot: U256) {
-        self.rules.written_slot(slot);
+    fn written_slot(&mut self, slot: Uint<'a>) {
+        let slot = slot.to_be_bytes();
+        self.rules.written_slot(&slot);
         if !self.rules.refuses() {
-            self.slots.push(slot.to_be_bytes());
+            self.slots.push(slot);
         }
     }
 
     #[inline]
-    fn slot_change(&mut self, index: BlockAccessIndex, value: U256) {
-        self.rules.slot_change(index, value);
+    fn slot_change(&mut self, index: BlockAccessIndex, value: Uint<'a>) {
+        self.rules.slot_change(index);
         self.value = value;
     }
 
@@ -109,28 +111,29 @@ impl<'a> Visit<'a> for Flat<'a> {
     }
 
     #[inline]
-    fn read_slot(&mut self, slot: U256) {
-        self.rules.read_slot(slot);
+    fn read_slot(&mut self, slot: Uint<'a>) {
+        let slot = slot.to_be_bytes();
+        self.rules.read_slot(&slot);
         if !self.rules.refuses() {
-            self.slots.push(slot.to_be_bytes());
+            self.slots.push(slot);
         }
     }
 
     #[inline]
-    fn balance_change(&mut self, index: BlockAccessIndex, balance: U256) {
-        self.rules.balance_change(index, balance);
+    fn balance_change(&mut self, index: BlockAccessIndex, balance: Uint<'a>) {
+        self.rules.balance_change(index);
         self.current.balance = Some(balance);
     }
 
     #[inline]
     fn nonce_change(&mut self, index: BlockAccessIndex, nonce: u64) {
-        self.rules.nonce_change(index, nonce);
+        self.rules.nonce_change(index);
         self.current.nonce = Some(nonce);
     }
 
     #[inline]
     fn code_change(&mut self, index: BlockAccessIndex, code: &'a [u8]) {
-        self.rules.code_change(index, code);
+        self.rules.code_change(index, code.len());
         self.current.code = Some(code);
     }
 

@@ -5,8 +5,8 @@
 //! 1. `hashed_addresses` and `hashed_slots` are the keccak256 of `addresses` and `slots`, in the list's order.
 //! 2. The addresses ascend; so do, in each account's range, the written slots, and the slots only read. No key is there
 //!    twice.
-//! 3. `order` names the accounts in the order of their hashed addresses; `sorted_slots` has the same ranges as `slots`,
-//!    each in the order of the hashed slots.
+//! 3. `order` has the places of the accounts in the order of their hashed addresses; `slot_order` those of the slots,
+//!    in the same ranges as `slots`, each in the order of the hashed slots.
 
 use alloy_primitives::{Address, B256, U256};
 use foldgate_keccak::{keccak256_20, keccak256_32};
@@ -22,7 +22,7 @@ pub struct ListedKeys {
     hashed_addresses: Vec<B256>,
     hashed_slots: Vec<B256>,
     order: Vec<u32>,
-    sorted_slots: Vec<B256>,
+    slot_order: Vec<u32>,
 }
 
 impl ListedKeys {
@@ -32,12 +32,9 @@ impl ListedKeys {
         let mut hashed_slots = vec![B256::ZERO; slots.len()];
         keccak256_20(&addresses, &mut hashed_addresses);
         keccak256_32(&slots, &mut hashed_slots);
-        let order = sorted_order(&hashed_addresses);
-        let mut sorted_slots = hashed_slots.clone();
-        for range in ranges.iter().filter(|range| range.end - range.start > 1) {
-            sorted_slots[range.start..range.end].sort_unstable();
-        }
-        Self { addresses, slots, ranges, hashed_addresses, hashed_slots, order, sorted_slots }
+        let order = sorted_order(&hashed_addresses, [(0, addresses.len())]);
+        let slot_order = sorted_order(&hashed_slots, ranges.iter().map(|range| (range.start, range.end)));
+        Self { addresses, slots, ranges, hashed_addresses, hashed_slots, order, slot_order }
     }
 
     /// The number of accounts named.
@@ -50,13 +47,17 @@ impl ListedKeys {
         self.slots.len()
     }
 
-    /// The hashed address of each account with its hashed slots, all in the order of the hashes: the order in which a
-    /// store has them.
-    pub fn sorted(&self) -> impl Iterator<Item = (&B256, &[B256])> {
-        self.order.iter().map(|account| {
+    /// The hashed address of each account with its hashed slots, and whether these are written, all in the order of the
+    /// hashes: the order in which a store has them.
+    pub fn sorted(&self) -> impl Iterator<Item = (&B256, impl ExactSizeIterator<Item = (&B256, bool)>)> {
+        self.order.iter().map(move |account| {
             let account = *account as usize;
-            let SlotRange { start, end, .. } = self.ranges[account];
-            (&self.hashed_addresses[account], &self.sorted_slots[start..end])
+            let SlotRange { start, written_end, end } = self.ranges[account];
+            let slots = self.slot_order[start..end].iter().map(move |place| {
+                let place = *place as usize;
+                (&self.hashed_slots[place], place < written_end)
+            });
+            (&self.hashed_addresses[account], slots)
         })
     }
 
@@ -85,15 +86,24 @@ impl ListedKeys {
     }
 }
 
-/// The places of `hashes` in the order of the hashes. The first eight bytes decide nearly always.
-fn sorted_order(hashes: &[B256]) -> Vec<u32> {
-    let prefix = |hash: &B256| hash.first_chunk().copied().map_or(0, u64::from_be_bytes);
-    let mut keyed: Vec<_> = hashes.iter().zip(0u32..).map(|(hash, place)| (prefix(hash), place)).collect();
-    keyed.sort_unstable_by(|(left, left_place), (right, right_place)| {
-        let hash = |place: &u32| &hashes[*place as usize];
-        left.cmp(right).then_with(|| hash(left_place).cmp(hash(right_place)))
-    });
-    keyed.into_iter().map(|(_, place)| place).collect()
+/// The places of `hashes`, range by range, each range in the order of the hashes. The ranges lie one after the other
+/// and cover all. The first eight bytes decide nearly always.
+fn sorted_order(hashes: &[B256], ranges: impl IntoIterator<Item = (usize, usize)>) -> Vec<u32> {
+    // A hash's beginning with its place in the lowest bits: one number, which is sorted fastest.
+    let place_bits = u64::BITS - (hashes.len() as u64).leading_zeros();
+    let prefix = |hash: &B256| hash.first_chunk().map_or(0, |prefix| u64::from_be_bytes(*prefix));
+    let place = |key: &u64| (key & !(u64::MAX << place_bits)) as u32;
+    let mut keyed: Vec<_> =
+        (0u64..).zip(hashes).map(|(place, hash)| prefix(hash) & u64::MAX << place_bits | place).collect();
+    for (start, end) in ranges.into_iter().filter(|(start, end)| end - start > 1) {
+        let range = &mut keyed[start..end];
+        range.sort_unstable();
+        let equal = range.chunk_by_mut(|left, right| left >> place_bits == right >> place_bits);
+        for equal in equal.filter(|equal| equal.len() > 1) {
+            equal.sort_unstable_by_key(|key| hashes[place(key) as usize]);
+        }
+    }
+    keyed.iter().map(place).collect()
 }
 
 #[cfg(test)]
@@ -135,14 +145,15 @@ mod tests {
     #[test]
     fn accounts_and_slots_come_in_the_order_of_their_hashes() {
         let keys = keys();
-        let sorted: Vec<_> = keys.sorted().map(|(address, slots)| (*address, slots.to_vec())).collect();
+        let sorted: Vec<_> = keys.sorted().map(|(address, slots)| (*address, slots.collect::<Vec<_>>())).collect();
         assert!(sorted.is_sorted_by_key(|(address, _)| *address));
         assert!(sorted.iter().all(|(_, slots)| slots.is_sorted()));
         assert_eq!(sorted.iter().map(|(_, slots)| slots.len()).sum::<usize>(), 5);
         let busy = sorted.iter().find(|(address, _)| *address == keccak256(Address::with_last_byte(2))).unwrap();
         let mut expected = [1, 4, 6, 9].map(|slot| keccak256(be(slot)));
         expected.sort();
-        assert_eq!(busy.1, expected);
+        let written = [4, 9].map(|slot| keccak256(be(slot)));
+        assert_eq!(busy.1, expected.each_ref().map(|slot| (slot, written.contains(slot))));
         let written: Vec<_> = keys.written().map(|(_, slots)| slots.to_vec()).collect();
         assert_eq!(written, [vec![], [4, 9].map(|slot| keccak256(be(slot))).to_vec(), vec![]]);
     }
@@ -156,6 +167,7 @@ mod tests {
             hash
         };
         let hashes = [hash(7, 3), hash(7, 1), hash(2, 9), hash(7, 2), hash(2, 8)];
-        assert_eq!(sorted_order(&hashes), [4, 2, 1, 3, 0]);
+        assert_eq!(sorted_order(&hashes, [(0, 5)]), [4, 2, 1, 3, 0]);
+        assert_eq!(sorted_order(&hashes, [(0, 2), (2, 2), (2, 5)]), [1, 0, 4, 2, 3]);
     }
 }

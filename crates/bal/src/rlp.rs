@@ -11,8 +11,6 @@ use alloy_primitives::{Address, U256};
 
 /// Header byte of an empty string; also the first that is not a single byte.
 const STRING: u8 = 0x80;
-/// Header byte of a string of 32 bytes.
-const FULL_WORD: u8 = STRING + 32;
 /// Header byte from which a string's length follows.
 const LONG_STRING: u8 = 0xb7;
 /// Header byte of an empty list.
@@ -21,6 +19,9 @@ const LIST: u8 = 0xc0;
 const LONG_LIST: u8 = 0xf7;
 /// The longest payload whose length fits the header byte.
 const MAX_SHORT_PAYLOAD: u64 = 55;
+
+/// The bytes of the widest integer.
+const UINT_BYTES: usize = 32;
 
 /// What is wrong with an item of the encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -91,6 +92,32 @@ pub(crate) struct Cursor<'a> {
     end: usize,
 }
 
+/// An integer as it is encoded: at most 32 bytes, big-endian, the first of them not zero. What is read of a list is
+/// seldom needed as a number: most values are replaced by later ones, and slots are hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Uint<'a>(&'a [u8]);
+
+impl Uint<'_> {
+    pub(crate) const ZERO: Self = Self(&[]);
+
+    /// Padded to full width.
+    #[inline]
+    pub(crate) fn to_be_bytes(self) -> [u8; UINT_BYTES] {
+        // Most numbers of a list are hashes in full width.
+        if let Ok(word) = self.0.try_into() {
+            return word;
+        }
+        let mut word = [0; UINT_BYTES];
+        word[UINT_BYTES - self.0.len()..].copy_from_slice(self.0);
+        word
+    }
+
+    #[inline]
+    pub(crate) fn to_u256(self) -> U256 {
+        U256::from_be_bytes(self.to_be_bytes())
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     String,
@@ -112,7 +139,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The payload of the list that comes next.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn list(&mut self) -> Result<Self, RlpError> {
         // Nearly all lists are changes, and short. What is not plain is left to `item`, here and below.
         if let [first @ LIST..=LONG_LIST, after @ ..] = self.rest
@@ -129,7 +156,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The string that comes next.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn string(&mut self) -> Result<&'a [u8], RlpError> {
         if let [first @ ..STRING, rest @ ..] = self.rest {
             self.rest = rest;
@@ -167,28 +194,14 @@ impl<'a> Cursor<'a> {
         Ok(self.integer(size_of::<u64>())?.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
     }
 
-    #[inline]
-    pub(crate) fn u256(&mut self) -> Result<U256, RlpError> {
-        const WIDTH: usize = size_of::<U256>();
-        // Most numbers of a list are hashes in full width.
-        if let [FULL_WORD, after @ ..] = self.rest
-            && let Some((word, rest)) = after.split_first_chunk::<WIDTH>()
-            && word[0] != 0
-        {
-            self.rest = rest;
-            return Ok(U256::from_be_bytes(*word));
-        }
-        let bytes = self.integer(WIDTH)?;
-        if bytes.len() <= size_of::<u64>() {
-            return Ok(U256::from(bytes.iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte))));
-        }
-        let mut word = [0; WIDTH];
-        word[WIDTH - bytes.len()..].copy_from_slice(bytes);
-        Ok(U256::from_be_bytes(word))
+    /// An integer of at most 32 bytes.
+    #[inline(always)]
+    pub(crate) fn uint(&mut self) -> Result<Uint<'a>, RlpError> {
+        self.integer(UINT_BYTES).map(Uint)
     }
 
     /// The bytes of an integer: at most `width`, the first of them not zero.
-    #[inline]
+    #[inline(always)]
     fn integer(&mut self, width: usize) -> Result<&'a [u8], RlpError> {
         let start = *self;
         let bytes = self.string()?;
@@ -316,9 +329,11 @@ mod tests {
         assert_eq!(u32(&[0x85, 1, 0, 0, 0, 0]), Err(RlpFault::TooWide { got: 5, expected: 4 }));
         assert_eq!(u32(&[0xc0]), Err(RlpFault::UnexpectedList));
         let max = [&[0xa0][..], &[0xff; 32]].concat();
-        assert_eq!(Cursor::new(&max).u256(), Ok(U256::MAX));
+        assert_eq!(Cursor::new(&max).uint().map(Uint::to_u256), Ok(U256::MAX));
+        assert_eq!(Cursor::new(&[0x80]).uint(), Ok(Uint::ZERO));
+        assert_eq!(Cursor::new(&[0x82, 1, 2]).uint().map(Uint::to_u256), Ok(U256::from(0x102)));
         let wide = [&[0xa1][..], &[0xff; 33]].concat();
-        let fault = Cursor::new(&wide).u256().map_err(|error| error.fault);
+        let fault = Cursor::new(&wide).uint().map_err(|error| error.fault);
         assert_eq!(fault, Err(RlpFault::TooWide { got: 33, expected: 32 }));
         let nonce = [&[0x88][..], &[0xff; 8]].concat();
         assert_eq!(Cursor::new(&nonce).u64(), Ok(u64::MAX));

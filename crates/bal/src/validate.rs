@@ -11,10 +11,7 @@ use alloy_eip7928::{AccountChanges, BlockAccessIndex};
 use alloy_primitives::{Address, U256};
 use foldgate_core::block::BlockFacts;
 
-use crate::{
-    field::{BalField, ChangeList},
-    visit::{Visit, visit},
-};
+use crate::field::{BalField, ChangeList};
 
 /// The gas for which a block may list one item (EIP-7928, `ITEM_COST`).
 pub const ITEM_COST: u64 = alloy_eip7928::ITEM_COST as u64;
@@ -183,7 +180,23 @@ pub enum Violation {
 /// # Errors
 /// The first [`Violation`], account by account in the list's order.
 pub fn validate(accounts: &[AccountChanges], limits: &BalLimits) -> Result<(), Violation> {
-    visit(accounts, &mut Rules::new(*limits))
+    let mut rules = Rules::new(*limits);
+    for account in accounts {
+        rules.account(account.address);
+        for slot in &account.storage_changes {
+            rules.written_slot(&slot.slot.to_be_bytes());
+            slot.changes.iter().for_each(|change| rules.slot_change(change.block_access_index));
+            rules.written_slot_end();
+        }
+        account.storage_reads.iter().for_each(|slot| rules.read_slot(&slot.to_be_bytes()));
+        account.balance_changes.iter().for_each(|change| rules.balance_change(change.block_access_index));
+        account.nonce_changes.iter().for_each(|change| rules.nonce_change(change.block_access_index));
+        for change in &account.code_changes {
+            rules.code_change(change.block_access_index, change.new_code.len());
+        }
+        rules.account_end()?;
+    }
+    Ok(())
 }
 
 /// A rule that an account can break, in the order in which they are reported.
@@ -201,7 +214,10 @@ enum Rule {
     CodeSizes,
 }
 
-/// Holds a list to the rules while something walks over it. An account is judged at its end, so that what it breaks is
+/// Big-endian.
+type Slot = [u8; 32];
+
+/// Holds a list to the rules while something walks over it, in the order of the encoding. An account is judged at its end, so that what it breaks is
 /// reported in the order of the rules, and not in that of the encoding.
 #[derive(Debug)]
 pub(crate) struct Rules {
@@ -212,11 +228,11 @@ pub(crate) struct Rules {
     /// The lowest rule that the account breaks, and how it did so first.
     broken: Option<(Rule, Violation)>,
     /// The account's written slots; none is added once the account is known to be bad.
-    written: Vec<U256>,
+    written: Vec<Slot>,
     /// How many of `written` lie below the account's last read.
     below_read: usize,
-    slot: Option<U256>,
-    read: Option<U256>,
+    slot: Option<Slot>,
+    read: Option<Slot>,
     /// The last index of the slot, of the balance, of the nonce and of the code.
     slot_index: Option<BlockAccessIndex>,
     balance_index: Option<BlockAccessIndex>,
@@ -259,14 +275,27 @@ impl Rules {
         self.address.unwrap_or_default()
     }
 
+    fn current_slot(&self) -> U256 {
+        U256::from_be_bytes(self.slot.unwrap_or_default())
+    }
+
     /// Holds an index to the one before it in its list of changes and to the block's last.
     #[inline]
-    fn index(&mut self, rule: Rule, list: ChangeList, previous: Option<BlockAccessIndex>, index: BlockAccessIndex) {
-        let expected = self.limits.max_index();
-        if previous.is_none_or(|previous| previous < index) && index <= expected {
-            return;
+    fn index(&mut self, rule: Rule, previous: Option<BlockAccessIndex>, index: BlockAccessIndex) {
+        if previous.is_some_and(|previous| previous >= index) || index > self.limits.max_index() {
+            self.note_index(rule, previous, index);
         }
-        let address = self.current();
+    }
+
+    #[cold]
+    fn note_index(&mut self, rule: Rule, previous: Option<BlockAccessIndex>, index: BlockAccessIndex) {
+        let (address, expected) = (self.current(), self.limits.max_index());
+        let list = match rule {
+            Rule::Balances => ChangeList::Balance,
+            Rule::Nonces => ChangeList::Nonce,
+            Rule::Codes => ChangeList::Code,
+            _ => ChangeList::Slot(self.current_slot()),
+        };
         let violation = match previous {
             Some(previous) if previous == index => Violation::DuplicateIndex { address, list, index },
             Some(previous) if previous > index => Violation::IndexOrder { address, list, index, previous },
@@ -277,26 +306,28 @@ impl Rules {
 
     /// Holds a slot to the one before it in its field, and counts it.
     #[inline]
-    fn slot_order(&mut self, rule: Rule, field: BalField, previous: Option<U256>, slot: U256) {
+    fn slot_order(&mut self, rule: Rule, previous: Option<Slot>, slot: &Slot) {
         self.items += 1;
-        let Some(previous) = previous.filter(|previous| *previous >= slot) else { return };
-        let address = self.current();
-        self.note(
-            rule,
-            if previous == slot {
-                Violation::DuplicateSlot { address, field, slot }
-            } else {
-                Violation::SlotOrder { address, field, slot, previous }
-            },
-        );
+        if let Some(previous) = previous.filter(|previous| previous >= slot) {
+            self.note_slot(rule, previous, slot);
+        }
     }
-}
 
-impl<'a> Visit<'a> for Rules {
-    type Error = Violation;
+    #[cold]
+    fn note_slot(&mut self, rule: Rule, previous: Slot, slot: &Slot) {
+        let address = self.current();
+        let field = if rule == Rule::WrittenSlots { BalField::StorageChanges } else { BalField::StorageReads };
+        let (previous, slot) = (U256::from_be_bytes(previous), U256::from_be_bytes(*slot));
+        let violation = if previous == slot {
+            Violation::DuplicateSlot { address, field, slot }
+        } else {
+            Violation::SlotOrder { address, field, slot, previous }
+        };
+        self.note(rule, violation);
+    }
 
     #[inline]
-    fn account(&mut self, address: Address) {
+    pub(crate) fn account(&mut self, address: Address) {
         let before = self.address.replace(address);
         self.items += 1;
         self.written.clear();
@@ -314,67 +345,69 @@ impl<'a> Visit<'a> for Rules {
     }
 
     #[inline]
-    fn written_slot(&mut self, slot: U256) {
-        let previous = self.slot.replace(slot);
-        self.slot_order(Rule::WrittenSlots, BalField::StorageChanges, previous, slot);
+    pub(crate) fn written_slot(&mut self, slot: &Slot) {
+        let previous = self.slot.replace(*slot);
+        self.slot_order(Rule::WrittenSlots, previous, slot);
         self.slot_index = None;
         if !self.refuses() {
-            self.written.push(slot);
+            self.written.push(*slot);
         }
     }
 
     #[inline]
-    fn slot_change(&mut self, index: BlockAccessIndex, _value: U256) {
+    pub(crate) fn slot_change(&mut self, index: BlockAccessIndex) {
         let previous = self.slot_index.replace(index);
-        self.index(Rule::SlotChanges, ChangeList::Slot(self.slot.unwrap_or_default()), previous, index);
+        self.index(Rule::SlotChanges, previous, index);
     }
 
     #[inline]
-    fn written_slot_end(&mut self) {
+    pub(crate) fn written_slot_end(&mut self) {
         if self.slot_index.is_none() {
-            let slot = self.slot.unwrap_or_default();
+            let slot = self.current_slot();
             self.note(Rule::SlotChanges, Violation::EmptySlotChanges { address: self.current(), slot });
         }
     }
 
     #[inline]
-    fn read_slot(&mut self, slot: U256) {
-        let previous = self.read.replace(slot);
-        self.slot_order(Rule::ReadSlots, BalField::StorageReads, previous, slot);
+    pub(crate) fn read_slot(&mut self, slot: &Slot) {
+        let previous = self.read.replace(*slot);
+        self.slot_order(Rule::ReadSlots, previous, slot);
         // Both fields ascend, or a lower rule is broken: so one pass over the two finds what is in both.
-        while self.written.get(self.below_read).is_some_and(|written| *written < slot) {
+        while self.written.get(self.below_read).is_some_and(|written| written < slot) {
             self.below_read += 1;
         }
-        if self.written.get(self.below_read) == Some(&slot) {
+        if self.written.get(self.below_read) == Some(slot) {
+            let slot = U256::from_be_bytes(*slot);
             self.note(Rule::WrittenAndRead, Violation::WrittenAndRead { address: self.current(), slot });
         }
     }
 
     #[inline]
-    fn balance_change(&mut self, index: BlockAccessIndex, _balance: U256) {
+    pub(crate) fn balance_change(&mut self, index: BlockAccessIndex) {
         let previous = self.balance_index.replace(index);
-        self.index(Rule::Balances, ChangeList::Balance, previous, index);
+        self.index(Rule::Balances, previous, index);
     }
 
     #[inline]
-    fn nonce_change(&mut self, index: BlockAccessIndex, _nonce: u64) {
+    pub(crate) fn nonce_change(&mut self, index: BlockAccessIndex) {
         let previous = self.nonce_index.replace(index);
-        self.index(Rule::Nonces, ChangeList::Nonce, previous, index);
+        self.index(Rule::Nonces, previous, index);
     }
 
     #[inline]
-    fn code_change(&mut self, index: BlockAccessIndex, code: &'a [u8]) {
+    pub(crate) fn code_change(&mut self, index: BlockAccessIndex, got: usize) {
         let previous = self.code_index.replace(index);
-        self.index(Rule::Codes, ChangeList::Code, previous, index);
-        let (got, expected) = (code.len(), self.limits.max_code_size);
+        self.index(Rule::Codes, previous, index);
+        let expected = self.limits.max_code_size;
         if got > expected {
             let address = self.current();
             self.note(Rule::CodeSizes, Violation::CodeTooLarge { address, index, got, expected });
         }
     }
 
+    /// Judges the account that is complete.
     #[inline]
-    fn account_end(&mut self) -> Result<(), Violation> {
+    pub(crate) fn account_end(&mut self) -> Result<(), Violation> {
         let (got, expected) = (self.items, self.limits.max_items());
         if got > expected {
             self.note(Rule::Items, Violation::TooManyItems { got, expected, gas_limit: self.limits.gas_limit });

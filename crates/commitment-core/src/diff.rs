@@ -8,7 +8,7 @@
 //! 3. An account that is removed lists every slot it had, with the new value zero: a difference can be inverted by
 //!    swapping `old` and `new`.
 
-use alloy_primitives::{B256, Bytes, U256, keccak256};
+use alloy_primitives::{B256, Bytes, U256};
 use alloy_rlp::{Decodable, Encodable, RlpDecodable, RlpEncodable};
 use serde::{Deserialize, Serialize};
 
@@ -104,31 +104,16 @@ impl StateDiff {
 
     /// What has to be put back to return to the parent's state.
     pub fn reverse(&self) -> ReverseDiff {
-        ReverseDiff { accounts: self.values(|change| change.old, |slot| slot.old) }
-    }
-
-    /// What has to be put to go on from the parent's state to the block's.
-    pub fn forward(&self) -> ForwardDiff {
-        let codes = self.codes.iter().map(|(_, code)| code.clone()).collect();
-        ForwardDiff { accounts: self.values(|change| change.new, |slot| slot.new), codes }
-    }
-
-    /// One side of the difference.
-    fn values(
-        &self,
-        account: impl Fn(&AccountChange) -> Option<Account>,
-        slot: impl Fn(&SlotChange) -> U256,
-    ) -> Vec<AccountValues> {
-        let values = self.accounts.iter().map(|change| AccountValues {
+        let accounts = self.accounts.iter().map(|change| AccountValues {
             hashed_address: change.hashed_address,
-            record: account(change).map_or_else(Bytes::new, |account| account.to_bytes().into()),
+            record: change.old.map_or_else(Bytes::new, |account| account.to_bytes().into()),
             slots: change
                 .slots
                 .iter()
-                .map(|change| SlotValue { hashed_slot: change.hashed_slot, value: slot(change) })
+                .map(|change| SlotValue { hashed_slot: change.hashed_slot, value: change.old })
                 .collect(),
         });
-        values.collect()
+        ReverseDiff { accounts: accounts.collect() }
     }
 }
 
@@ -153,7 +138,7 @@ pub struct AccountValues {
 }
 
 /// Checks what a decoder has to: keys in order, each once, and accounts that are accounts.
-fn check_values(accounts: &[AccountValues]) -> Result<(), &'static str> {
+pub(crate) fn check_values(accounts: &[AccountValues]) -> Result<(), &'static str> {
     let sorted = accounts.is_sorted_by(|a, b| a.hashed_address < b.hashed_address)
         && accounts.iter().all(|account| account.slots.is_sorted_by(|a, b| a.hashed_slot < b.hashed_slot));
     if !sorted {
@@ -167,7 +152,7 @@ fn check_values(accounts: &[AccountValues]) -> Result<(), &'static str> {
 
 /// One side of a difference as an accumulated state: resolved against the other side, it leads to this one. Storage roots
 /// do not go in: they are what a fold computes.
-fn post_state(accounts: &[AccountValues]) -> HashedPostState {
+pub(crate) fn post_state(accounts: &[AccountValues]) -> HashedPostState {
     let mut state = HashedPostState::new(EmptyAccounts::Keep);
     for account in accounts {
         let slots = account.slots.iter().map(|slot| (slot.hashed_slot, slot.value));
@@ -234,51 +219,5 @@ impl ReverseDiff {
     /// [`HashedPostState::merge`], the youngest block's first.
     pub fn to_post_state(&self) -> HashedPostState {
         post_state(&self.accounts)
-    }
-}
-
-/// What has to be put to go on from a parent's state to a block's: what a redo record holds of a block that was not
-/// judged by its access list.
-#[derive(Debug, Clone, Default, PartialEq, Eq, RlpEncodable, RlpDecodable)]
-pub struct ForwardDiff {
-    /// Sorted by hashed address.
-    pub accounts: Vec<AccountValues>,
-    /// New code that a changed account refers to, sorted by hash.
-    pub codes: Vec<Bytes>,
-}
-
-/// A forward diff that cannot be decoded.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("malformed forward diff: {0}")]
-pub struct MalformedForwardDiff(&'static str);
-
-impl ForwardDiff {
-    /// Encodes as RLP: `[[[hashed_address, record, [[hashed_slot, value], ..]], ..], [code, ..]]`.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        alloy_rlp::encode(self)
-    }
-
-    /// Decodes what [`ForwardDiff::to_bytes`] wrote.
-    ///
-    /// # Errors
-    /// If the bytes are not such a list, are out of order, or hold a malformed account record.
-    pub fn from_bytes(mut bytes: &[u8]) -> Result<Self, MalformedForwardDiff> {
-        let diff = Self::decode(&mut bytes).map_err(|_| MalformedForwardDiff("not RLP"))?;
-        if !bytes.is_empty() {
-            return Err(MalformedForwardDiff("trailing bytes"));
-        }
-        check_values(&diff.accounts).map_err(MalformedForwardDiff)?;
-        let hashes: Vec<_> = diff.codes.iter().map(keccak256).collect();
-        if !hashes.is_sorted_by(|a, b| a < b) {
-            return Err(MalformedForwardDiff("codes out of order"));
-        }
-        Ok(diff)
-    }
-
-    /// As an accumulated state: resolved against the parent's state, it leads to the block's.
-    pub fn to_post_state(&self) -> HashedPostState {
-        let mut state = post_state(&self.accounts);
-        state.codes = self.codes.iter().map(|code| (keccak256(code), code.clone())).collect();
-        state
     }
 }

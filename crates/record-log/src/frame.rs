@@ -100,19 +100,21 @@ pub(crate) const fn frame_bytes(payload: usize) -> usize {
     (FRAME_HEADER + payload).next_multiple_of(ALIGNMENT)
 }
 
-/// Appends a frame. The payload is no longer than [`MAX_PAYLOAD`].
-pub(crate) fn write_frame(out: &mut Vec<u8>, seed: u64, sequence: u64, durable: u64, payload: &[u8]) {
+/// Makes a frame of what stands behind `begin`: room for a header, and a payload no longer than [`MAX_PAYLOAD`], which
+/// is summed up where it lies.
+pub(crate) fn close_frame(out: &mut Vec<u8>, begin: usize, seed: u64, sequence: u64, durable: u64) {
+    let (header, payload) = out[begin..].split_at_mut(FRAME_HEADER);
     debug_assert!(payload.len() <= MAX_PAYLOAD);
-    let begin = out.len();
-    out.extend(FRAME_MAGIC);
-    out.extend((payload.len() as u32).to_be_bytes());
-    for number in [sequence, durable, XxHash3_64::oneshot_with_seed(seed, payload)] {
-        out.extend(number.to_be_bytes());
+    header[..4].copy_from_slice(&FRAME_MAGIC);
+    header[4..8].copy_from_slice(&(payload.len() as u32).to_be_bytes());
+    let of_payload = XxHash3_64::oneshot_with_seed(seed, payload);
+    for (at, number) in [(8, sequence), (16, durable), (24, of_payload)] {
+        header[at..at + 8].copy_from_slice(&number.to_be_bytes());
     }
-    let checksum = XxHash3_64::oneshot_with_seed(seed, &out[begin..]);
-    out.extend(checksum.to_be_bytes());
-    out.extend_from_slice(payload);
-    out.resize(begin + frame_bytes(payload.len()), 0);
+    let of_header = XxHash3_64::oneshot_with_seed(seed, &header[..32]);
+    header[32..].copy_from_slice(&of_header.to_be_bytes());
+    let bytes = frame_bytes(payload.len());
+    out.resize(begin + bytes, 0);
 }
 
 /// A frame whose checksums are right.
@@ -161,6 +163,13 @@ pub(crate) fn proves_durable(bytes: &[u8], seed: u64, sequence: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn write_frame(out: &mut Vec<u8>, seed: u64, sequence: u64, durable: u64, payload: &[u8]) {
+        let begin = out.len();
+        out.resize(begin + FRAME_HEADER, 0);
+        out.extend(payload);
+        close_frame(out, begin, seed, sequence, durable);
+    }
 
     #[test]
     fn headers_round_trip_and_say_what_they_are() {

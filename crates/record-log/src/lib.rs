@@ -50,7 +50,7 @@ use foldgate_core::{BlockNumber, Record, RecordLog};
 
 pub use crate::{error::LogError, frame::FORMAT_VERSION};
 use crate::{
-    frame::{MAX_PAYLOAD, SEGMENT_HEADER, SegmentHeader, frame_bytes, write_frame},
+    frame::{FRAME_HEADER, MAX_PAYLOAD, SEGMENT_HEADER, SegmentHeader, close_frame, frame_bytes},
     next::Next,
     segment::{Active, Contents, Found, Rest, Sealed},
 };
@@ -108,8 +108,6 @@ pub struct FileLog {
     next: Next,
     /// Frames that are not written yet.
     pending: Vec<u8>,
-    /// A record's encoding: kept for its memory.
-    payload: Vec<u8>,
     next_sequence: u64,
     /// How many records of the log's life are durable.
     durable: u64,
@@ -180,7 +178,6 @@ impl FileLog {
             active,
             next,
             pending: Vec::new(),
-            payload: Vec::new(),
             next_sequence,
             durable: next_sequence,
             broken: false,
@@ -209,13 +206,16 @@ impl FileLog {
         result
     }
 
-    fn append_payload(&mut self, block: BlockNumber) -> Result<(), LogError> {
-        let bytes = frame_bytes(self.payload.len());
-        if self.active.end + (self.pending.len() + bytes) as u64 > self.active.capacity {
+    /// Appends what stands in `pending` behind `begin`: room for a frame's header, and a record of this block.
+    fn append_frame(&mut self, mut begin: usize, block: BlockNumber) -> Result<(), LogError> {
+        let bytes = frame_bytes(self.pending.len() - begin - FRAME_HEADER);
+        if self.active.end + (begin + bytes) as u64 > self.active.capacity {
+            let frame = self.pending.split_off(begin);
             self.sync_pending()?;
             self.next_segment(bytes)?;
+            (self.pending, begin) = (frame, 0);
         }
-        write_frame(&mut self.pending, self.active.header.seed, self.next_sequence, self.durable, &self.payload);
+        close_frame(&mut self.pending, begin, self.active.header.seed, self.next_sequence, self.durable);
         self.next_sequence += 1;
         self.active.highest = self.active.highest.max(Some(block));
         if self.active.end + self.pending.len() as u64 > self.active.capacity / 2 {
@@ -255,11 +255,12 @@ impl RecordLog for FileLog {
 
     fn append(&mut self, record: &Record) -> Result<(), LogError> {
         self.guarded(|log| {
-            log.payload.clear();
-            record.write_bytes(&mut log.payload);
-            match log.payload.len() {
+            let begin = log.pending.len();
+            log.pending.resize(begin + FRAME_HEADER, 0);
+            record.write_bytes(&mut log.pending);
+            match log.pending.len() - begin - FRAME_HEADER {
                 got if got > MAX_PAYLOAD => Err(LogError::TooLarge { got, max: MAX_PAYLOAD }),
-                _ => log.append_payload(record.block().number),
+                _ => log.append_frame(begin, record.block().number),
             }
         })
     }

@@ -1,5 +1,7 @@
 //! The one walk that decodes, judges, collects and hashes, held against the slow reference.
 
+use std::collections::BTreeSet;
+
 use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
 use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch, RlpFault, Violation, decode, encode, writes};
 use foldgate_core::{EmptyAccounts, HashedPostState, KeyHasher, StateWrites};
@@ -35,9 +37,13 @@ pub(crate) fn check(raw: &Bytes, limits: &BalLimits) -> Result<(), TestCaseError
 
     let expected: Vec<_> = reference::hashed_keys(&list).into_iter().collect();
     let keys: Vec<_> =
-        bal.keys().sorted().map(|(address, slots)| (*address, slots.iter().copied().collect())).collect();
+        bal.keys().sorted().map(|(address, slots)| (*address, slots.map(|(slot, _)| *slot).collect())).collect();
     prop_assert_eq!(keys, expected);
-    prop_assert!(bal.keys().sorted().all(|(_, slots)| slots.is_sorted_by(|left, right| left < right)));
+    prop_assert!(bal.keys().sorted().all(|(_, slots)| slots.is_sorted_by(|(left, _), (right, _)| left < right)));
+    let written = bal.keys().sorted().flat_map(|(address, slots)| {
+        slots.filter(|(_, written)| *written).map(|(slot, _)| (*address, *slot)).collect::<Vec<_>>()
+    });
+    prop_assert_eq!(written.collect::<BTreeSet<_>>(), reference::hashed_written_slots(&list));
     prop_assert_eq!(bal.keys().account_count() as u64 + bal.keys().slot_count() as u64, alloy_items(&list));
     for account in &list {
         let address = account.address;

@@ -107,6 +107,15 @@ pub(crate) fn hashed_keys(list: &[AccountChanges]) -> BTreeMap<B256, BTreeSet<B2
     list.iter().map(|account| (keccak256(account.address), slots(account))).collect()
 }
 
+/// The written slots, each with its account, in hashed keys.
+pub(crate) fn hashed_written_slots(list: &[AccountChanges]) -> BTreeSet<(B256, B256)> {
+    let slots = |account: &AccountChanges| {
+        let address = keccak256(account.address);
+        account.storage_changes.iter().map(|changes| (address, hashed_slot(&changes.slot))).collect::<Vec<_>>()
+    };
+    list.iter().flat_map(slots).collect()
+}
+
 /// The first rule that a list breaks: account after account, and for each account rule after rule.
 pub(crate) fn first_violation(list: &[AccountChanges], limits: &BalLimits) -> Option<Violation> {
     let (mut previous, mut items) = (None, 0);

@@ -9,8 +9,7 @@ use std::{
 
 use alloy_primitives::{B256, Bytes, U256, keccak256};
 use foldgate_core::{
-    BlockNumHash, BlockRecord, ForwardDiff, Record, RecordLog, Redo, StateAnchor,
-    diff::{AccountValues, SlotValue},
+    AccountChange, BlockNumHash, BlockRecord, Record, RecordLog, Redo, SlotChange, StateAnchor, StateDiff,
 };
 use foldgate_record_log::{FileLog, Options};
 
@@ -26,10 +25,10 @@ pub(crate) fn record(number: u64) -> Record {
         0 => return Record::Canonical(block),
         1 => Redo::Bal(bytes(usize::from(seed[0]))),
         _ => {
-            let slots = vec![SlotValue { hashed_slot: seed, value: U256::from(number) }];
-            let accounts = vec![AccountValues { hashed_address: seed, record: Bytes::new(), slots }];
+            let slots = vec![SlotChange { hashed_slot: seed, old: U256::ZERO, new: U256::from(number) }];
+            let accounts = vec![AccountChange { hashed_address: seed, old: None, new: None, slots }];
             let bal = number.is_multiple_of(2).then(|| bytes(usize::from(seed[1])));
-            Redo::Diff { diff: ForwardDiff { accounts, codes: vec![bytes(40)] }, bal }
+            Redo::Diff { diff: StateDiff { accounts, codes: vec![(seed, bytes(40))] }.forward(), bal }
         }
     };
     let anchor = StateAnchor { block, state_root: keccak256(seed) };

@@ -217,8 +217,8 @@ enum Rule {
 /// Big-endian.
 type Slot = [u8; 32];
 
-/// Holds a list to the rules while something walks over it, in the order of the encoding. An account is judged at its end, so that what it breaks is
-/// reported in the order of the rules, and not in that of the encoding.
+/// Holds a list to the rules while something walks over it, in the order of the encoding. An account is judged at its end,
+/// so that what it breaks is reported in the order of the rules, and not in that of the encoding.
 #[derive(Debug)]
 pub(crate) struct Rules {
     limits: BalLimits,

@@ -31,7 +31,7 @@ use tempfile::TempDir;
 
 use crate::{
     logs::{PointedLog, PointedStore, Reached, file_log},
-    support::{assert_state, chain, execute, load, no_child_between, request, start, valid},
+    support::{assert_state, chain, execute, load, request, start, valid},
 };
 
 pub(crate) const PLACE: &str = "FOLDGATE_KILL_PLACE";
@@ -61,12 +61,10 @@ fn a_pipeline_on_mdbx_survives_kills() {
 }
 
 pub(crate) fn open_redb(place: &Path) -> RedbStore {
-    let _turn = no_child_between();
     RedbStore::open(place, foldgate_storage_redb::Options::default().with_cache_bytes(8 << 20)).unwrap()
 }
 
 pub(crate) fn open_mdbx(place: &Path) -> MdbxStore {
-    let _turn = no_child_between();
     MdbxStore::open(place, foldgate_storage_mdbx::Options::default()).unwrap()
 }
 
@@ -148,10 +146,7 @@ pub(crate) fn live_and_die(test: &str, place: &Path, scenario: &str, point: &str
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(PLACE, place);
     command.env(SCENARIO, scenario);
     command.env(POINT, format!("{point}:{passes}")).stdout(Stdio::piped()).stderr(Stdio::inherit());
-    let mut child = {
-        let _turn = no_child_between();
-        command.spawn().unwrap()
-    };
+    let mut child = command.spawn().unwrap();
     let mut life = Life { reached: false, acknowledged: None };
     let note = |life: &mut Life, line: &str| {
         if let Some(number) = line.strip_prefix(ACKNOWLEDGED) {

@@ -18,8 +18,6 @@ use foldgate::{
     record_log,
 };
 
-use crate::support::no_child_between;
-
 /// The log of a store in a folder: small segments, so that there are many.
 pub(crate) fn file_log(dir: &Path) -> FileLog {
     file_log_of_segments(dir, 4 << 10)
@@ -27,7 +25,6 @@ pub(crate) fn file_log(dir: &Path) -> FileLog {
 
 /// The same with segments of another length.
 pub(crate) fn file_log_of_segments(dir: &Path, segment_bytes: u64) -> FileLog {
-    let _turn = no_child_between();
     FileLog::open(dir.join("log"), record_log::Options::default().with_segment_bytes(segment_bytes)).unwrap()
 }
 

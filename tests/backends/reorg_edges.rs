@@ -15,8 +15,8 @@ use foldgate::{
     MemoryStore, Pipeline, PipelineConfig, TrieStore,
     core::{BalStore, Record, Redo},
     pipeline::{
-        AdvanceBlock, AdvanceOptions, BackgroundFlush, BlockError, Canonical, CanonicalError, Checkpoints, ConfirmedBy,
-        Failure, Flush, Halt, advance,
+        AdvanceOptions, BackgroundFlush, BlockError, Canonical, CanonicalError, Checkpoints, ConfirmedBy, Failure,
+        Flush, Halt, advance,
     },
 };
 use foldgate_testing::{
@@ -26,6 +26,7 @@ use foldgate_testing::{
 use tempfile::TempDir;
 
 use crate::{
+    advance::given,
     durability::{acknowledged, background, known},
     faulty::FaultyStore,
     logs::{SharedLog, file_log},
@@ -180,39 +181,50 @@ fn a_recorded_branch_out_of_reach_is_dropped<F: StoreFactory>(factory: &F) {
     choose(&pipeline, &*store, &high[1]);
 }
 
-/// A catch-up keeps one reverse diff for several blocks: there is no way back to those between.
+/// Of what a catch-up has folded together only the ends can be gone back to; of its last blocks, folded alone, each.
 #[test]
-fn a_recorded_branch_between_checkpoints_is_dropped() {
+fn a_recorded_branch_within_a_merged_fold_is_dropped() {
     let (mut sim, blocks) = chain(128, 12, SMALL);
-    let (between, at) = (branch(&mut sim, &blocks[6], 3), branch(&mut sim, &blocks[8], 2));
-    let log = SharedLog::default();
-    let open = |store| Pipeline::open_with_log(store, log.clone(), explicit(Flush::default())).unwrap();
-    let executed = open(load(MemoryStore::new(), &blocks[0]));
-    judged(&executed, &blocks[1..]);
-    judged(&executed, &between);
-    judged(&executed, &at);
-    drop(executed);
-    let store = load(MemoryStore::new(), &blocks[0]);
-    let given =
-        |block: &SimBlock| AdvanceBlock { facts: block.facts, bal: Some(block.raw.clone()), before_cancun: false };
-    let options = AdvanceOptions {
-        checkpoints: Checkpoints::At([8].into()),
-        merged_blocks: NonZeroUsize::new(4).unwrap(),
-        ..AdvanceOptions::default()
-    };
-    let lists = blocks[1..].iter().map(given).map(Ok::<_, Infallible>);
-    assert_eq!(advance(&*store, lists, &options, &mut |_| {}).unwrap(), blocks[12].anchor());
-    let pipeline = open(Arc::clone(&store));
-    let report = *pipeline.recovery();
-    assert_eq!((report.recovered, report.dropped, report.in_the_store), (2, 3, 12));
-    known(&pipeline, &at[1]);
-    // It cannot be gone to: what would be unwound cannot be made layers again. Nothing is lost of that.
-    let refused = pipeline.set_canonical(at[1].facts.block.hash);
-    assert!(matches!(refused, Err(CanonicalError::Failed(Failure::Unwind { .. }))), "{refused:?}");
-    assert_state(&*store, &blocks[12]);
-    let next = sim.child(&blocks[12]);
-    judged(&pipeline, std::slice::from_ref(&next));
-    choose(&pipeline, &*store, &next);
+    let (within, at) = (branch(&mut sim, &blocks[6], 3), branch(&mut sim, &blocks[8], 2));
+    for unwind_depth in [0, 4, 128] {
+        let log = SharedLog::default();
+        let open = |store| Pipeline::open_with_log(store, log.clone(), explicit(Flush::default())).unwrap();
+        let executed = open(load(MemoryStore::new(), &blocks[0]));
+        judged(&executed, &blocks[1..]);
+        judged(&executed, &within);
+        judged(&executed, &at);
+        drop(executed);
+        let store = load(MemoryStore::new(), &blocks[0]);
+        let options = AdvanceOptions {
+            checkpoints: Checkpoints::At([8].into()),
+            merged_blocks: NonZeroUsize::new(4).unwrap(),
+            unwind_depth,
+            ..AdvanceOptions::default()
+        };
+        let lists = blocks[1..].iter().map(given).map(Ok::<_, Infallible>);
+        assert_eq!(advance(&*store, lists, &options, &mut |_| {}).unwrap(), blocks[12].anchor());
+        let pipeline = open(Arc::clone(&store));
+        let report = *pipeline.recovery();
+        let dropped = if unwind_depth < 6 { 3 } else { 0 };
+        assert_eq!((report.recovered, report.dropped, report.in_the_store), (5 - dropped, dropped, 12));
+        known(&pipeline, &at[1]);
+        if unwind_depth == 0 {
+            // It cannot be gone to: what would be unwound cannot be made layers again. Nothing is lost of that.
+            let refused = pipeline.set_canonical(at[1].facts.block.hash);
+            assert!(matches!(refused, Err(CanonicalError::Failed(Failure::Unwind { .. }))), "{refused:?}");
+            assert_state(&*store, &blocks[12]);
+        } else {
+            choose(&pipeline, &*store, &at[1]);
+            choose(&pipeline, &*store, &blocks[12]);
+        }
+        if unwind_depth == 128 {
+            choose(&pipeline, &*store, &within[2]);
+            choose(&pipeline, &*store, &blocks[12]);
+        }
+        let next = sim.child(&blocks[12]);
+        judged(&pipeline, std::slice::from_ref(&next));
+        choose(&pipeline, &*store, &next);
+    }
 }
 
 // ---- delivered again ----

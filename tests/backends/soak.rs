@@ -8,14 +8,7 @@
 //!
 //! `FOLDGATE_SOAK` sets the number of blocks for each backend, 1,000 by default, `FOLDGATE_SOAK_SEED` the seed.
 
-use std::{
-    collections::VecDeque,
-    env, fs,
-    num::NonZeroUsize,
-    process::{Command, Stdio},
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::VecDeque, env, fs, num::NonZeroUsize, process::Command, sync::Arc, time::Instant};
 
 use alloy_primitives::Bytes;
 use foldgate::{
@@ -35,10 +28,7 @@ use tempfile::TempDir;
 
 use crate::{
     races::{eventually, resolved},
-    support::{
-        Dice, InMemory, OnMdbx, OnRedb, assert_state, assert_view, execute, load, no_child_between, request, start,
-        valid,
-    },
+    support::{Dice, InMemory, OnMdbx, OnRedb, assert_state, assert_view, execute, load, request, start, valid},
 };
 
 #[test]
@@ -84,12 +74,7 @@ fn in_a_process_of_its_own<F: StoreFactory>(test: &str, factory: &F) {
     }
     let mut command = Command::new(env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, "1");
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = {
-        let _turn = no_child_between();
-        command.spawn().unwrap()
-    };
-    let child = child.wait_with_output().unwrap();
+    let child = command.output().unwrap();
     print!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
     assert!(child.status.success(), "{}", child.status);
 }

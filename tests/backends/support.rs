@@ -1,11 +1,6 @@
 //! What the suites share: stores of each kind, and an executor of simulated blocks.
 
-use std::{
-    num::NonZeroUsize,
-    ops::Deref,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{num::NonZeroUsize, ops::Deref, sync::Arc, time::Duration};
 
 use alloy_primitives::{Address, B256, U256, keccak256};
 use foldgate::{
@@ -24,13 +19,6 @@ use foldgate_testing::{
 use tempfile::TempDir;
 
 use crate::logs::file_log;
-
-/// Held while a child process is started, and while a folder is opened. Until it executes its own program a child has what
-/// this process had open, the lock of a folder included that was closed here meanwhile.
-pub(crate) fn no_child_between() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Stores in memory.
 #[derive(Default)]
@@ -57,7 +45,6 @@ impl StoreFactory for OnRedb {
     type Store = RedbStore;
 
     fn fresh(&self) -> RedbStore {
-        let _turn = no_child_between();
         RedbStore::open(self.0.path(), foldgate_storage_redb::Options::default().with_cache_bytes(32 << 20)).unwrap()
     }
 }
@@ -82,7 +69,6 @@ impl StoreFactory for OnMdbx {
     type Store = MdbxStore;
 
     fn fresh(&self) -> MdbxStore {
-        let _turn = no_child_between();
         MdbxStore::open(self.0.path(), foldgate_storage_mdbx::Options::default()).unwrap()
     }
 }

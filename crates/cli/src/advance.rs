@@ -128,6 +128,7 @@ fn over_chain<S: TrieStore>(args: &AdvanceArgs, store: &Arc<S>) -> Result<(Summa
             None => Checkpoints::At(BTreeSet::new()),
         },
         merged_blocks: args.merged_blocks,
+        unwind_depth: args.unwind_depth,
         ..AdvanceOptions::default()
     };
     let blocks = reader.filter_map(|found| {

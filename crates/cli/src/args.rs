@@ -221,6 +221,9 @@ pub struct AdvanceArgs {
     /// The most blocks that are folded together.
     #[arg(long, value_name = "N", default_value = "64")]
     pub merged_blocks: NonZeroUsize,
+    /// How many of the last blocks are folded each alone: a reorganisation may leave the chain so deep afterwards.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub unwind_depth: u64,
     /// The rules of the fork "Amsterdam".
     #[arg(long, value_enum, default_value_t)]
     pub amsterdam_rules: RulesArg,

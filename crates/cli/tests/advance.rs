@@ -23,7 +23,7 @@ fn a_chain_is_applied_from_its_lists() {
         let store = ["--backend", backend, "--db", db];
         // Half of it first; the second time it goes on from the tip.
         let half = chain.write("half.rlp", &chain.blocks()[..6]);
-        let more = [&store[..], &["--checkpoint-every", "4", "--merged-blocks", "3"]].concat();
+        let more = [&store[..], &["--checkpoint-every", "4", "--merged-blocks", "3", "--unwind-depth", "2"]].concat();
         let json = advance(&chain, &half, &more).unwrap().json();
         assert_eq!(["blocks", "checkpoints", "tip"].map(|key| count(&json, key)), [6, 2, 6]);
         let json = advance(&chain, &file, &store).unwrap().json();

@@ -14,6 +14,9 @@ pub const DIVERGENCE_DIRECTORY_VARIABLE: &str = "FOLDGATE_DIVERGENCE_DIR";
 /// The environment variable that sets the budget of the page cache, in bytes.
 pub const PAGE_CACHE_BYTES_VARIABLE: &str = "FOLDGATE_PAGE_CACHE_BYTES";
 
+/// How far below the durable tip the chain may be left, unless the settings say otherwise.
+pub(crate) const UNWIND_DEPTH: u64 = 128;
+
 /// Which blocks' state is made durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Canonical {
@@ -118,7 +121,8 @@ pub struct PipelineConfig {
     /// `max_in_flight`, so that the parent finds room.
     pub max_orphans: usize,
     /// How far below the durable tip a block may stand, and the head may go back: so many blocks. The log keeps their
-    /// records, too: a move of the head that is cut off halfway is recovered from them.
+    /// records, too: a move of the head that is cut off halfway is recovered from them. After a catch-up it is what
+    /// [`crate::AdvanceOptions::unwind_depth`] allows, if that is less.
     pub unwind_depth: u64,
     /// How many verdicts are remembered for blocks that are delivered again, beyond those of blocks still in memory.
     pub max_remembered: usize,
@@ -150,7 +154,7 @@ impl Default for PipelineConfig {
             // UNWRAP: the constant is not zero.
             max_in_flight: NonZeroUsize::new(64).unwrap(),
             max_orphans: 64,
-            unwind_depth: 128,
+            unwind_depth: UNWIND_DEPTH,
             max_remembered: 1024,
             flush: Flush::default(),
             max_unflushed_bytes: 512 << 20,

@@ -11,9 +11,10 @@
 //! request. [`Script::explore`] goes through all sequences that this allows, each on a calculator of its own, and gives
 //! what came of the blocks in them. A log has no part in it: it tells the calculator nothing but that it failed.
 //!
-//! After each event: no executor may read, and no fold has run, on what was not executed, or not judged. At the end: one
-//! outcome for each block, or it stands on one that never came; the heads asked for were answered; the store has the
-//! head's state, which the oracle gives; and the maps hold what is still in reach, and nothing else.
+//! After each event: no executor may read, and no fold has run, on what was not executed, or not judged; and no block was
+//! judged ahead of what its verdict waits for. At the end: one outcome for each block, or it stands on one that never came;
+//! the heads asked for were answered; the store has the head's state, which the oracle gives; and the maps hold what is still
+//! in reach, and nothing else.
 
 mod world;
 
@@ -26,12 +27,13 @@ use std::{
     },
 };
 
+use alloy_primitives::B256;
 use foldgate_core::BlockNumHash;
 use foldgate_testing::sim::{Sim, SimBlock, SimSize};
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 use self::world::World;
-use crate::observe::COMMIT_BACKLOG;
+use crate::{config::OnEarlyMismatch, observe::COMMIT_BACKLOG};
 
 /// How a block's list comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +43,12 @@ enum List {
     Missing,
     /// By itself, at any time.
     Later,
+    /// In the payload, and by itself once more, at any time.
+    Again,
     /// Another one than the header's, in the payload.
     Wrong,
+    /// A good one of another block, in the payload; the header commits to none.
+    Lie,
 }
 
 /// How a block's execution ends.
@@ -51,6 +57,10 @@ enum End {
     Honest,
     /// Without a rebuilt list, where the header commits to none.
     NotRebuilt,
+    /// With other writes than the list's, which it claims to have rebuilt all the same: as a fault of the machine would.
+    Otherwise,
+    /// With another list than the header's.
+    RebuiltOther,
     Reject,
     Drop,
 }
@@ -61,10 +71,12 @@ struct Line {
     parent: usize,
     list: List,
     end: End,
+    /// Whether the header's state root is another block's.
+    wrong_root: bool,
 }
 
 const fn on(parent: usize) -> Line {
-    Line { parent, list: List::Payload, end: End::Honest }
+    Line { parent, list: List::Payload, end: End::Honest, wrong_root: false }
 }
 
 impl Line {
@@ -77,6 +89,11 @@ impl Line {
         self.end = end;
         self
     }
+
+    const fn wrong_root(mut self) -> Self {
+        self.wrong_root = true;
+        self
+    }
 }
 
 /// What happens, and to which block.
@@ -87,8 +104,11 @@ enum Happens {
     End(usize),
     Head(usize),
     Prepared(usize),
-    Folded(usize),
+    /// Of a generation: one that folds a list that is dropped meanwhile answers all the same.
+    Folded(usize, u32),
     Compared(usize),
+    Shadowed(usize),
+    HeldToShadow(usize),
     /// The way to the block was found.
     Way(usize),
     /// The committer carries out its next order.
@@ -98,10 +118,16 @@ enum Happens {
 struct Script {
     /// The genesis first.
     blocks: Vec<SimBlock>,
+    /// For each block another one in its place.
+    others: Vec<SimBlock>,
     lines: Vec<Line>,
     /// Blocks that are named the head, each once. With none, blocks become canonical by themselves.
     heads: Vec<usize>,
     unwind_depth: u64,
+    /// Whether lists decide.
+    bal_driven: bool,
+    shadow: bool,
+    on_early_mismatch: OnEarlyMismatch,
 }
 
 /// What became of the blocks of a script, and how many of them the store has.
@@ -111,13 +137,49 @@ impl Script {
     fn new(lines: &[Line]) -> Self {
         let mut sim = Sim::new(1, SimSize { addresses: 4, slots: 2, touched: 2, written: 2 });
         let mut blocks = vec![sim.genesis()];
+        let mut others = blocks.clone();
         for line in lines {
             let parent = blocks[line.parent].clone();
-            let child = iter::repeat_with(|| sim.child(&parent)).find(|child| child.state_root != parent.state_root);
-            let child = child.unwrap();
-            blocks.push(if line.end == End::NotRebuilt { child.uncommitted() } else { child });
+            let mut child_unlike = |roots: &[B256], fits: &dyn Fn(&SimBlock) -> bool| {
+                let unlike = |child: &SimBlock| !roots.contains(&child.state_root) && fits(child);
+                iter::repeat_with(|| sim.child(&parent)).find(unlike).unwrap()
+            };
+            let mut child = child_unlike(&[parent.state_root], &|_| true);
+            let other = child_unlike(&[parent.state_root, child.state_root], &|other| {
+                other.facts.tx_count == child.facts.tx_count
+            });
+            if line.wrong_root {
+                child.facts.expected_state_root = Some(other.state_root);
+            }
+            let uncommitted = line.end == End::NotRebuilt || line.list == List::Lie;
+            blocks.push(if uncommitted { child.uncommitted() } else { child });
+            others.push(other);
         }
-        Self { blocks, lines: lines.to_vec(), heads: Vec::new(), unwind_depth: 128 }
+        Self {
+            blocks,
+            others,
+            lines: lines.to_vec(),
+            heads: Vec::new(),
+            unwind_depth: 128,
+            bal_driven: true,
+            shadow: false,
+            on_early_mismatch: OnEarlyMismatch::Fail,
+        }
+    }
+
+    fn shadow(mut self) -> Self {
+        self.shadow = true;
+        self
+    }
+
+    fn incremental(mut self) -> Self {
+        self.bal_driven = false;
+        self
+    }
+
+    fn find_reason(mut self) -> Self {
+        self.on_early_mismatch = OnEarlyMismatch::FindReason;
+        self
     }
 
     fn heads(mut self, heads: &[usize]) -> Self {
@@ -252,6 +314,118 @@ fn the_head_moves_between_siblings() {
 fn the_head_moves_along_a_chain() {
     let script = Script::new(&[on(0).list(List::Missing), on(1).list(List::Missing)]).heads(&[1, 2]);
     check(&script, &[(&["valid", "valid"], 0), (&["valid", "valid"], 1), (&["valid", "valid"], 2)]);
+}
+
+/// The verdict comes with the early root, or with the execution: whichever is first.
+#[test]
+fn a_wrong_early_root_ends_a_block() {
+    let script = Script::new(&[on(0).wrong_root().end(End::Reject), on(1)]);
+    let expected: [(&[&str], _); 4] = [
+        (&["Execution", "AncestorInvalid"], 0),
+        (&["Execution", "ParentInvalid"], 0),
+        (&["StateRootMismatch", "AncestorInvalid"], 0),
+        (&["StateRootMismatch", "ParentInvalid"], 0),
+    ];
+    check(&script, &expected);
+}
+
+/// The reason is what execution found, whenever; the early root is told of where it came before.
+#[test]
+fn the_reason_of_a_wrong_early_root_is_found() {
+    for (end, reason) in [(End::Reject, "Execution"), (End::RebuiltOther, "BalMismatch")] {
+        let script = Script::new(&[on(0).wrong_root().end(end), on(1)]).find_reason();
+        let early = format!("{reason}, early");
+        let expected: [(&[&str], _); 4] = [
+            (&[reason, "AncestorInvalid"], 0),
+            (&[reason, "ParentInvalid"], 0),
+            (&[&early, "AncestorInvalid"], 0),
+            (&[&early, "ParentInvalid"], 0),
+        ];
+        check(&script, &expected);
+    }
+}
+
+/// Execution finds nothing wrong: the root is the reason.
+#[test]
+fn a_wrong_early_root_is_the_reason_where_there_is_no_other() {
+    let script = Script::new(&[on(0).wrong_root(), on(1).list(List::Missing)]).find_reason();
+    let expected: [(&[&str], _); 4] = [
+        (&["StateRootMismatch", "AncestorInvalid"], 0),
+        (&["StateRootMismatch", "ParentInvalid"], 0),
+        (&["StateRootMismatch, early", "AncestorInvalid"], 0),
+        (&["StateRootMismatch, early", "ParentInvalid"], 0),
+    ];
+    check(&script, &expected);
+}
+
+/// What stops a block while its reason is looked for stops it as ever.
+#[test]
+fn a_block_whose_reason_is_looked_for_may_be_dropped() {
+    let script = Script::new(&[on(0).wrong_root().end(End::Drop), on(1)]).find_reason();
+    check(&script, &[(&["HandleDropped", "AncestorCancelled"], 0), (&["HandleDropped", "held"], 0)]);
+}
+
+#[test]
+fn a_shadow_goes_along() {
+    check(&Script::new(&[on(0), on(1)]).shadow(), &[(&["valid", "valid"], 2)]);
+    let script = Script::new(&[on(0), on(1).list(List::Missing)]).shadow().incremental();
+    check(&script, &[(&["valid", "valid"], 2)]);
+}
+
+#[test]
+fn a_shadow_goes_along_where_the_list_comes_later_or_is_not_rebuilt() {
+    let script = Script::new(&[on(0).list(List::Later), on(1).list(List::Missing)]).shadow();
+    check(&script, &[(&["valid", "valid"], 2)]);
+    let script = Script::new(&[on(0).end(End::NotRebuilt), on(1).list(List::Missing)]).shadow();
+    check(&script, &[(&["valid", "valid"], 2)]);
+}
+
+/// What comes while the computations are held to each other ends no waiting.
+#[test]
+fn a_list_that_comes_again_changes_nothing() {
+    let script = Script::new(&[on(0).list(List::Again), on(1).list(List::Missing)]).shadow();
+    check(&script, &[(&["valid", "valid"], 2)]);
+}
+
+/// A list that nobody answers for is dropped, and is no divergence.
+#[test]
+fn a_shadow_is_dropped_with_a_list_that_lies() {
+    for end in [End::Honest, End::NotRebuilt] {
+        let script = Script::new(&[on(0).list(List::Lie).end(end), on(1).list(List::Missing)]);
+        check(&script, &[(&["valid", "valid"], 2)]);
+        let script = script.shadow();
+        check(&script, &[(&["valid", "valid"], 2)]);
+        check(&script.incremental(), &[(&["valid", "valid"], 2)]);
+    }
+}
+
+/// Not before the executed writes lead to the same root.
+#[test]
+fn with_a_shadow_a_wrong_early_root_waits() {
+    let script = Script::new(&[on(0).wrong_root(), on(1)]).shadow();
+    let expected: [(&[&str], _); 4] = [
+        (&["StateRootMismatch", "AncestorInvalid"], 0),
+        (&["StateRootMismatch", "ParentInvalid"], 0),
+        (&["StateRootMismatch, early", "AncestorInvalid"], 0),
+        (&["StateRootMismatch, early", "ParentInvalid"], 0),
+    ];
+    check(&script, &expected);
+}
+
+/// It fails the block where the list decides, and stops what stands on it.
+#[test]
+fn a_divergence_is_no_verdict() {
+    let script = Script::new(&[on(0).end(End::Otherwise), on(1)]).shadow();
+    check(&script, &[(&["Divergence", "AncestorFailed"], 0), (&["Divergence", "held"], 0)]);
+}
+
+/// Where the writes decide, it is counted, and the writes are judged.
+#[test]
+fn a_divergence_is_counted_where_the_writes_decide() {
+    let script = Script::new(&[on(0).end(End::Otherwise).wrong_root()]).shadow().incremental();
+    check(&script, &[(&["valid, diverged"], 1)]);
+    let script = Script::new(&[on(0).end(End::Otherwise)]).shadow().incremental();
+    check(&script, &[(&["StateRootMismatch, diverged"], 0)]);
 }
 
 /// Hears of [`COMMIT_BACKLOG`] alone.

@@ -11,7 +11,7 @@ use foldgate_testing::sim::load_items;
 use super::{super::*, End, Ended, Happens, List, Script};
 use crate::{
     committer::Committer,
-    config::{Canonical, Flush},
+    config::{Canonical, Flush, OnEarlyMismatch},
     durability::WriteAhead,
     ground::Chain,
     handle::{AttemptId, BlockHandle, VerdictTicket},
@@ -52,8 +52,10 @@ impl<'a> World<'a> {
         store.load(StateLoad::new(items, genesis.facts.block)).unwrap();
         let canonical = if script.heads.is_empty() { Canonical::Auto } else { Canonical::Explicit };
         let unwind_depth = script.unwind_depth;
-        let config = PipelineConfig { canonical, unwind_depth, warm_up: false, ..PipelineConfig::default() };
-        let config = config.with_bal_driven(true).with_flush(Flush::Synchronous);
+        let on_early_mismatch = script.on_early_mismatch;
+        let config = PipelineConfig { canonical, unwind_depth, on_early_mismatch, ..PipelineConfig::default() };
+        let config = PipelineConfig { warm_up: false, ..config.with_flush(Flush::Synchronous) };
+        let config = config.with_bal_driven(script.bal_driven).with_shadow(script.shadow);
         let cache = Arc::new(PageCache::new(0));
         let base = Cached::new(store.snapshot().unwrap(), cache).with_tries(Forest::new(DEFAULT_NODE_BYTES).unloaded());
         let permits = Permits::new(config.max_in_flight);
@@ -81,7 +83,7 @@ impl<'a> World<'a> {
         };
         let count = script.blocks.len();
         let left = (1..count).flat_map(|block| {
-            let supplied = script.line(block).list == List::Later;
+            let supplied = matches!(script.line(block).list, List::Later | List::Again);
             [Some(Happens::Request(block)), supplied.then_some(Happens::Supply(block)), Some(Happens::End(block))]
         });
         let left = left.flatten().chain(script.heads.iter().map(|head| Happens::Head(*head))).collect();
@@ -137,7 +139,12 @@ impl<'a> World<'a> {
                 self.tell(Event::Control(Control::SetCanonical { head, reply }));
             }
             Happens::Commit => self.commit(),
-            Happens::Prepared(_) | Happens::Folded(_) | Happens::Compared(_) | Happens::Way(_) => {
+            Happens::Prepared(_)
+            | Happens::Folded(..)
+            | Happens::Compared(_)
+            | Happens::Shadowed(_)
+            | Happens::HeldToShadow(_)
+            | Happens::Way(_) => {
                 let at = self.pending.iter().position(|(pending, _)| *pending == happens).unwrap();
                 let (_, answer) = self.pending.remove(at);
                 self.tell(Event::Answer(answer));
@@ -148,14 +155,17 @@ impl<'a> World<'a> {
 
     /// Tells the calculator, and takes what has come of it.
     fn tell(&mut self, event: Event<MemoryStore>) {
+        let diverged = self.divergences();
         self.calculator.handle(event);
         assert!(self.calculator.touched.is_empty());
         for answer in self.answers.try_iter() {
             let of = |attempt: AttemptId| usize::try_from(attempt.0).unwrap();
             let happens = match &answer {
                 JobMessage::Prepared { attempt, .. } => Happens::Prepared(of(*attempt)),
-                JobMessage::Folded { attempt, .. } => Happens::Folded(of(*attempt)),
+                JobMessage::Folded { attempt, generation, .. } => Happens::Folded(of(*attempt), *generation),
                 JobMessage::Compared { attempt, .. } => Happens::Compared(of(*attempt)),
+                JobMessage::Shadowed { attempt, .. } => Happens::Shadowed(of(*attempt)),
+                JobMessage::HeldToShadow { attempt, .. } => Happens::HeldToShadow(of(*attempt)),
                 JobMessage::Grounded { block, .. } => Happens::Way(self.script.at(*block)),
                 other => panic!("{other:?}"),
             };
@@ -164,8 +174,36 @@ impl<'a> World<'a> {
         }
         for (block, ticket) in self.tickets.iter().enumerate() {
             if let Some(outcome) = ticket.as_ref().and_then(VerdictTicket::try_wait) {
-                assert_eq!(self.fates[block].replace(fate(&outcome)), None, "block {block} has two outcomes");
+                self.check_judgement(block, &outcome);
+                let mut fate = fate(&outcome);
+                if outcome.is_ok() && self.divergences() > diverged {
+                    fate.push_str(", diverged");
+                }
+                assert_eq!(self.fates[block].replace(fate), None, "block {block} has two outcomes");
             }
+        }
+    }
+
+    fn divergences(&self) -> u64 {
+        self.calculator.counters.snapshot().divergences
+    }
+
+    /// No verdict comes ahead of what it waits for.
+    fn check_judgement(&self, block: usize, outcome: &Outcome) {
+        let executed = !self.left.contains(&Happens::End(block));
+        let held = |at: &(Happens, _)| matches!(at.0, Happens::Shadowed(at) | Happens::HeldToShadow(at) if at == block);
+        match outcome {
+            Ok(Verdict::Valid(_)) => {
+                assert!(executed, "{block} is valid and was not executed");
+                // With a list that lies its shadow is dropped, too.
+                let waits = self.script.line(block).list != List::Lie;
+                assert!(!waits || !self.pending.iter().any(held), "{block} is valid ahead of its shadow");
+            }
+            Ok(Verdict::Invalid(invalid)) if matches!(invalid.reason, InvalidReason::StateRootMismatch { .. }) => {
+                let waits = self.script.shadow || self.script.on_early_mismatch == OnEarlyMismatch::FindReason;
+                assert!(executed || !waits, "the early root of {block} was held against it");
+            }
+            _ => {}
         }
     }
 
@@ -173,8 +211,9 @@ impl<'a> World<'a> {
         let (line, sim) = (self.script.line(block), &self.script.blocks[block]);
         let request = BlockRequest::new(sim.facts);
         let request = match line.list {
-            List::Payload => request.with_bal(sim.raw.clone()),
+            List::Payload | List::Again => request.with_bal(sim.raw.clone()),
             List::Wrong => request.with_bal(Bytes::from_static(&[0xc1, 0x80])),
+            List::Lie => request.with_bal(self.script.others[block].raw.clone()),
             List::Missing | List::Later => request,
         };
         let (shared, ticket) = Shared::new(AttemptId(block as u64), sim.facts);
@@ -200,13 +239,17 @@ impl<'a> World<'a> {
     fn end(&mut self, block: usize) {
         let (end, sim) = (self.script.line(block).end, &self.script.blocks[block]);
         let mut handle = self.handles[block].take().unwrap();
+        let writes = if end == End::Otherwise { &self.script.others[block].writes } else { &sim.writes };
         // A block that was stopped records nothing more, and ends all the same.
         let _stopped = handle
             .record(BlockAccessIndex::PRE_EXECUTION, &Default::default())
-            .and_then(|()| sim.writes.iter().try_for_each(|(index, writes)| handle.record(*index, writes)));
-        let rebuilt_bal = Some(RebuiltBal { hash: sim.bal_hash, list: None });
+            .and_then(|()| writes.iter().try_for_each(|(index, writes)| handle.record(*index, writes)));
+        let hash = if end == End::RebuiltOther { self.script.others[block].bal_hash } else { sim.bal_hash };
+        let rebuilt_bal = Some(RebuiltBal { hash, list: None });
         let _ticket = match end {
-            End::Honest => Some(handle.finish(BlockResult { rebuilt_bal, expected_state_root: None })),
+            End::Honest | End::Otherwise | End::RebuiltOther => {
+                Some(handle.finish(BlockResult { rebuilt_bal, expected_state_root: None }))
+            }
             End::NotRebuilt => Some(handle.finish(BlockResult::default())),
             End::Reject => Some(handle.reject(std::fmt::Error)),
             End::Drop => {
@@ -239,7 +282,7 @@ impl<'a> World<'a> {
     }
 
     fn is_valid(&self, block: usize) -> bool {
-        block == 0 || self.fates[block].as_deref() == Some("valid")
+        block == 0 || self.fates[block].as_deref().is_some_and(|fate| fate.starts_with("valid"))
     }
 
     /// Whether the block's executor may read: every ancestor in flight has ended, and its list is no riddle any more.
@@ -266,7 +309,8 @@ impl<'a> World<'a> {
             assert!(ended || !is_open, "the state gate of {block} opens to what was not executed: {order:?}");
             let waits = self.fates[block].is_none() && self.may_read(block);
             assert!(is_open || !waits, "the state gate of {block} stays shut: {order:?}");
-            let folded = self.pending.iter().any(|(pending, _)| *pending == Happens::Folded(block));
+            let folded =
+                self.pending.iter().any(|(pending, _)| matches!(pending, Happens::Folded(at, _) if *at == block));
             assert!(self.is_valid(parent) || !folded, "{block} is folded over what was not judged: {order:?}");
         }
     }
@@ -288,9 +332,14 @@ impl<'a> World<'a> {
         assert!(self.heads.iter().all(|head| !head.is_empty()), "a head is waited for: {order:?}");
         let tip = self.store.tip().unwrap().unwrap();
         let head = script.at(tip.block);
-        assert_eq!(tip, script.blocks[head].anchor());
+        assert_eq!(Some(tip.state_root), script.blocks[head].facts.expected_state_root);
         assert_eq!(self.calculator.backlog.head, tip.block, "{order:?}");
         self.check_maps(head, order);
+        if script.shadow && (1..script.blocks.len()).all(|block| self.is_valid(block)) {
+            let counters = self.calculator.counters.snapshot();
+            let sources = counters.shadows + counters.shadows_skipped;
+            assert_eq!(sources, script.lines.len() as u64, "{counters:?}: {order:?}");
+        }
         self.calculator.shut_down();
         let holdings = self.calculator.holdings();
         assert_eq!((holdings.in_flight, holdings.orphans), (0, 0), "{order:?}");
@@ -339,8 +388,12 @@ fn first_word(thing: &impl std::fmt::Debug) -> String {
 fn fate(outcome: &Outcome) -> String {
     match outcome {
         Ok(Verdict::Valid(_)) => "valid".to_owned(),
-        Ok(Verdict::Invalid(invalid)) => first_word(&invalid.reason),
+        Ok(Verdict::Invalid(invalid)) => {
+            let early = if invalid.early.is_some() { ", early" } else { "" };
+            first_word(&invalid.reason) + early
+        }
         Err(BlockError::Halted(halt)) => first_word(halt),
+        Err(BlockError::Failed(failure @ Failure::Divergence(_))) => first_word(failure),
         Err(BlockError::Failed(failure)) => panic!("{failure}"),
     }
 }

@@ -85,9 +85,10 @@ pub fn drive<R: TrieReader>(
             (handle.stop(), None)
         }
         (Ok(executed), None) => match validate_execution(spec, block, &executed) {
-            Ok(()) | Err(BlockInvalid::BalHash { .. }) => {
-                let list = executed.rebuilt_bal.as_slice().to_vec();
-                let rebuilt_bal = Some(RebuiltBal { hash: executed.rebuilt_bal_hash, list: Some(list) });
+            confirmed @ (Ok(()) | Err(BlockInvalid::BalHash { .. })) => {
+                // Looked into for the first difference alone.
+                let list = confirmed.is_err().then(|| executed.rebuilt_bal.as_slice().to_vec());
+                let rebuilt_bal = Some(RebuiltBal { hash: executed.rebuilt_bal_hash, list });
                 (handle.finish(BlockResult { rebuilt_bal, expected_state_root: None }), Some(executed))
             }
             Err(invalid) => (handle.reject(invalid), Some(executed)),

@@ -48,9 +48,10 @@ use crate::{
     halt::Halt,
     handle::{Execution, ExecutionNews, Shared},
     holdings::Holdings,
-    jobs::{self, Folded, JobMessage},
+    jobs::{Folded, JobMessage},
     permits::Permit,
     pipeline::{Admission, BeginError, CanonicalError},
+    pool::Pool,
     request::{BalInput, BlockRequest},
     tree::{AheadStage, BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node, ParentStatus, Tree},
     verdict::{BlockTimings, ConfirmedBy, Failure, InvalidReason, Mode, Verdict},
@@ -144,7 +145,7 @@ pub(crate) struct Reorg {
 pub(crate) struct Calculator<S: TrieStore> {
     pub(crate) config: PipelineConfig,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) pool: Arc<jobs::Pool>,
+    pub(crate) pool: Arc<Pool>,
     /// What shadows have read of the durable tip. Nothing else reads it.
     pub(crate) shadow_cache: Arc<PageCache>,
     pub(crate) answers: Sender<JobMessage<S>>,
@@ -260,7 +261,7 @@ impl<S: TrieStore> Calculator<S> {
         let bal = match plan.raw {
             None => BalStage::None,
             Some(raw) => {
-                self.prepare(&shared, raw, ground.base.clone(), self.tree.nearest_tries(parent));
+                self.prepare(&shared, raw);
                 BalStage::Preparing
             }
         };

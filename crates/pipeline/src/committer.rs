@@ -31,8 +31,9 @@ use foldgate_core::{
 use crate::{
     durability::WriteAhead,
     ground::Chain,
-    jobs::{JobMessage, Pool, panic_message},
+    jobs::{JobMessage, panic_message},
     observe,
+    pool::Pool,
     retention::Retention,
     verdict::Failure,
 };

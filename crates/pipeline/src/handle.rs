@@ -49,6 +49,8 @@ pub(crate) struct Shared<R: TrieReader> {
     pub(crate) warm_up: OnceLock<Duration>,
     /// Whether the calculator asks for what was written. It sets this, the handle takes it back with its answer.
     pub(crate) asks_for_writes: AtomicBool,
+    /// Whether the block's fold goes before what is still to be read ahead for it.
+    pub(crate) fold_first: AtomicBool,
     /// Whether the block was found valid: what would be read ahead for it serves nobody any more.
     pub(crate) valid: AtomicBool,
     /// Room for the one outcome.
@@ -70,11 +72,18 @@ impl<R: TrieReader> Shared<R> {
             listed: Arc::default(),
             warm_up: OnceLock::new(),
             asks_for_writes: AtomicBool::new(false),
+            fold_first: AtomicBool::new(false),
             valid: AtomicBool::new(false),
             outcome,
             acknowledge,
         });
         (shared, VerdictTicket { outcome: outcome_in, acknowledged })
+    }
+
+    /// Whether what was not read ahead for the block yet need not be.
+    pub(crate) fn needs_no_reading(&self) -> bool {
+        // Relaxed: it only saves work.
+        self.fold_first.load(Ordering::Relaxed) || self.is_over()
     }
 
     /// Whether the block has ended, so that nothing need be read ahead for it.

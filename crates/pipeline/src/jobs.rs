@@ -8,11 +8,8 @@
 
 use std::{
     any::Any,
-    io,
-    num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -21,18 +18,15 @@ use crossbeam_channel::Sender;
 use foldgate_bal::{Bal, BalError, BalLimits, HashMismatch};
 use foldgate_core::{
     AccountInfo, BlockFacts, BlockNumHash, Cached, HashedPostState, Layer, Overlay, ReadAhead, StateAnchor,
-    TouchedAccount, TrieReader, TrieStore, Version, Warmed, WrittenKey,
-    affinity::keep_on_processor,
-    compute_way, resolve, resolve_with,
+    TouchedAccount, TrieReader, TrieStore, Version, Warmed, WrittenKey, compute_way, resolve, resolve_with,
     trie::{FoldError, FoldOptions, FoldOutcome, fold},
 };
-
-use parking_lot::Mutex;
 
 use crate::{
     committer::{ReorgFailure, Reorganised},
     handle::{AttemptId, Shared},
     observe::Work,
+    pool::{Pool, Stopwatch, Turn},
     shadow::{Compared, Shadowed},
     verdict::Failure,
 };
@@ -190,59 +184,25 @@ pub(crate) fn find_way<S: TrieStore>(
     way.map(Arc::new).map_err(|error| Failure::Unwind { to: ancestor.block, error: Arc::new(error) })
 }
 
-/// The threads for the long work. Dropping it waits for the jobs under way and for the threads.
-#[derive(Debug)]
-pub(crate) struct Pool {
-    /// Without it, jobs are done by whoever asks for them. It is taken while dropping, when nobody asks any more.
-    pool: Option<rayon::ThreadPool>,
-    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
-}
-
 impl Pool {
-    pub(crate) fn new(threads: NonZeroUsize, pinned: bool) -> io::Result<Self> {
-        let handles = Arc::new(Mutex::new(Vec::new()));
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .spawn_handler(|worker| {
-                let name = format!("foldgate-worker-{}", worker.index());
-                let run = move || {
-                    if pinned {
-                        // Where it cannot be, the thread works all the same.
-                        let _pinned = keep_on_processor(worker.index() + 1);
-                    }
-                    worker.run();
-                };
-                handles.lock().push(thread::Builder::new().name(name).spawn(run)?);
-                Ok(())
-            })
-            .build()
-            .map_err(io::Error::other)?;
-        Ok(Self { pool: Some(pool), threads: handles })
-    }
-
-    /// Without threads: a job is done by whoever asks for it.
-    #[cfg(test)]
-    pub(crate) fn inline() -> Self {
-        Self { pool: None, threads: Arc::default() }
-    }
-
     /// Runs a job of a block; its answer, or its panic, goes to the calculator.
     pub(crate) fn spawn<S: TrieStore>(
         &self,
+        turn: Turn,
         work: Work,
         answers: &Sender<JobMessage<S>>,
         shared: &Arc<Shared<S::Snapshot>>,
         job: impl FnOnce() -> Option<JobMessage<S>> + Send + 'static,
     ) {
         let (answers, shared) = (answers.clone(), Arc::clone(shared));
-        self.run(move || {
+        self.give(turn, move || {
             // The calculator stopped the block, or the message of its handle's end is on the way; or it was found valid
             // while a warm-up was waiting for a thread.
             if shared.is_over() {
                 return;
             }
             let attempt = shared.attempt;
-            let begin = Instant::now();
+            let begin = Stopwatch::start();
             let answer = match work.span(shared.facts.block).in_scope(|| catch_unwind(AssertUnwindSafe(job))) {
                 Ok(answer) => answer,
                 Err(payload) => Some(JobMessage::Panicked { attempt, message: panic_message(payload.as_ref()) }),
@@ -254,49 +214,22 @@ impl Pool {
             }
         });
     }
-}
 
-impl Pool {
     /// Runs a job of no block; its answer goes to the calculator. `panicked` makes one of a panic.
     pub(crate) fn spawn_free<S: TrieStore>(
         &self,
+        turn: Turn,
         answers: &Sender<JobMessage<S>>,
         job: impl FnOnce() -> JobMessage<S> + Send + 'static,
         panicked: impl FnOnce(Failure) -> JobMessage<S> + Send + 'static,
     ) {
         let answers = answers.clone();
-        self.run(move || {
+        self.give(turn, move || {
             let answer = catch_unwind(AssertUnwindSafe(job))
                 .unwrap_or_else(|payload| panicked(Failure::Panicked(panic_message(payload.as_ref()))));
             // The calculator is gone only at shutdown, when nobody waits for the answer.
             let _shut_down = answers.send(answer);
         });
-    }
-
-    fn run(&self, job: impl FnOnce() + Send + 'static) {
-        match &self.pool {
-            Some(pool) => pool.spawn(job),
-            None => job(),
-        }
-    }
-
-    /// Runs work on the pool's threads, and waits for it.
-    pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // The pool first: its threads end when the jobs under way have ended.
-        drop(self.pool.take());
-        for thread in self.threads.lock().drain(..) {
-            // A worker's panics were caught in its jobs.
-            let _caught = thread.join();
-        }
     }
 }
 

@@ -39,6 +39,7 @@ mod jobs;
 mod observe;
 mod permits;
 mod pipeline;
+mod pool;
 mod recovery;
 mod request;
 mod retention;

@@ -14,13 +14,10 @@
 //!
 //! Invariants:
 //! 1. Only the cache and the fold's reader get what is read: root and changes do not depend on it.
-//! 2. No part is begun once the fold has been, or the block has ended; one that runs stops at the block's end.
+//! 2. No part is begun once the fold has been, or the block has ended; one that runs stops then.
 //! 3. Nothing is read for a block that waits for an unknown ancestor: it may wait for long, and must keep no old snapshot.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use foldgate_core::{ReadAhead, TrieStore};
 
@@ -28,6 +25,7 @@ use super::Calculator;
 use crate::{
     jobs::{self, JobMessage},
     observe::Work,
+    pool::{Ahead, Stopwatch, Turn},
     tree::{AheadStage, BalStage, Entry, ExecutionStage, FoldStage},
     verdict::Mode,
 };
@@ -52,9 +50,13 @@ impl<S: TrieStore> Calculator<S> {
         let mut ahead = ahead.unwrap_or_else(|| Box::new(ReadAhead::new(entry.ground.base.clone())));
         let written = std::mem::take(&mut entry.written);
         let (tries, job) = (self.tree.nearest_tries(entry.parent), Arc::clone(shared));
-        self.pool.spawn(Work::WarmUp, &self.answers, shared, move || {
-            let begin = Instant::now();
-            let read = jobs::read_ahead(&mut ahead, written, tries.as_ref(), || job.is_over());
+        let (turn, queue) = (Turn::Ahead(shared.facts.block.number, Ahead::Read), self.pool.queue());
+        self.pool.spawn(turn, Work::WarmUp, &self.answers, shared, move || {
+            let begin = Stopwatch::start();
+            let read = jobs::read_ahead(&mut ahead, written, tries.as_ref(), || {
+                queue.make_way();
+                job.needs_no_reading()
+            });
             Some(JobMessage::ReadAhead { attempt: job.attempt, ahead, read, took: begin.elapsed() })
         });
     }

@@ -2,12 +2,13 @@
 //!
 //! Invariants:
 //! 1. A list that the header commits to and that is malformed makes the block invalid; any other bad list is dropped.
-//! 2. Neither the fold nor the judgement waits for a warm-up.
+//! 2. Neither the fold nor the judgement waits for a warm-up, but that a fold nobody waits for may wait for its thread.
 
 use std::{sync::Arc, time::Instant};
 
 use alloy_primitives::Bytes;
-use foldgate_core::{BlockHash, Cached, TrieStore, Version};
+use foldgate_bal::Bal;
+use foldgate_core::{BlockHash, TrieStore};
 
 use super::{Calculator, Plan, Progress};
 use crate::{
@@ -15,43 +16,39 @@ use crate::{
     handle::Shared,
     jobs::{self, JobMessage, Prepared},
     observe::Work,
+    pool::{Ahead, Stopwatch, Turn},
     tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node},
     verdict::{InvalidReason, Mode},
 };
 
 impl<S: TrieStore> Calculator<S> {
     /// Has a list decoded and validated, and what it names read ahead.
-    pub(super) fn prepare(
-        &self,
-        shared: &Arc<Shared<S::Snapshot>>,
-        raw: Bytes,
-        base: Cached<S::Snapshot>,
-        tries: Option<Version>,
-    ) {
-        let (shared, answers, warm_up) = (Arc::clone(shared), self.answers.clone(), self.config.warm_up);
-        self.pool.spawn(Work::Decode, &self.answers, &Arc::clone(&shared), move || {
+    pub(super) fn prepare(&self, shared: &Arc<Shared<S::Snapshot>>, raw: Bytes) {
+        let (turn, job) = (Turn::List(shared.facts.block.number), Arc::clone(shared));
+        self.pool.spawn(turn, Work::Decode, &self.answers, shared, move || {
             let begin = Instant::now();
-            let attempt = shared.attempt;
-            let prepared = jobs::prepare(raw, &shared.facts);
-            let took = begin.elapsed();
-            let Prepared::Good(good) = &prepared else {
-                return Some(JobMessage::Prepared { attempt, prepared, took });
-            };
-            // An attempt is prepared once, so nothing is there yet.
-            let _first = shared.listed.set(Arc::clone(good));
-            // The answer goes first: neither the fold nor the judgement waits for the warm-up.
-            let good = Arc::clone(good);
-            let answered = answers.send(JobMessage::Prepared { attempt, prepared, took });
-            if warm_up && answered.is_ok() {
-                let begin = Instant::now();
-                Work::WarmUp.span(shared.facts.block).in_scope(|| {
-                    jobs::warm_up(&good, &base, tries.as_ref(), || shared.is_over());
-                });
-                let took = begin.elapsed();
-                // An attempt is warmed up once, too.
-                let _first = shared.warm_up.set(took);
-                Work::WarmUp.took(took);
+            let prepared = jobs::prepare(raw, &job.facts);
+            if let Prepared::Good(good) = &prepared {
+                // An attempt is prepared once, so nothing is there yet.
+                let _first = job.listed.set(Arc::clone(good));
             }
+            Some(JobMessage::Prepared { attempt: job.attempt, prepared, took: begin.elapsed() })
+        });
+    }
+
+    /// Has what a list names read ahead.
+    fn warm_up(&self, entry: &Entry<S::Snapshot>, bal: &Arc<Bal>) {
+        let (base, tries) = (entry.ground.base.clone(), self.tree.nearest_tries(entry.parent));
+        let (job, bal, queue) = (Arc::clone(&entry.shared), Arc::clone(bal), self.pool.queue());
+        let turn = Turn::Ahead(entry.block().number, Ahead::Read);
+        self.pool.spawn(turn, Work::WarmUp, &self.answers, &entry.shared, move || {
+            let begin = Stopwatch::start();
+            jobs::warm_up(&bal, &base, tries.as_ref(), || {
+                queue.make_way();
+                job.needs_no_reading()
+            });
+            // An attempt is warmed up once.
+            let _first = job.warm_up.set(begin.elapsed());
             None
         });
     }
@@ -60,6 +57,9 @@ impl<S: TrieStore> Calculator<S> {
         let committed_to = entry.shared.facts.expected_bal_hash.is_some();
         match prepared {
             Prepared::Good(bal) => {
+                if self.config.warm_up {
+                    self.warm_up(entry, &bal);
+                }
                 entry.bal = BalStage::Ready(bal);
                 Progress::Pending
             }
@@ -83,7 +83,7 @@ impl<S: TrieStore> Calculator<S> {
                 let plan = Plan { mode: Mode::BalDriven, raw: Some(raw.clone()), sourced: true };
                 (entry.mode, entry.sourced, entry.bal) = (plan.mode, plan.sourced, BalStage::Preparing);
                 entry.shadow = self.shadow_stage(&plan);
-                self.prepare(&entry.shared, raw, entry.ground.base.clone(), self.tree.nearest_tries(entry.parent));
+                self.prepare(&entry.shared, raw);
             }
             ExecutionStage::Finished { .. } if waiting(&entry) && matches!(entry.fold, FoldStage::Idle) => {
                 self.counters.bals_late.add();

@@ -21,6 +21,7 @@ use crate::{
     counters::SkipReason,
     jobs::{Folded, JobMessage},
     observe::{self, Work},
+    pool::Turn,
     shadow::{self, Case, Compared, Shadowed, Source},
     tree::{BalStage, Entry, ExecutionStage, ShadowStage},
     verdict::{Failure, Mode},
@@ -67,7 +68,8 @@ impl<S: TrieStore> Calculator<S> {
         let Some(parent) = self.look(entry, sight) else { return };
         entry.shadow = ShadowStage::Running;
         let (attempt, cache) = (entry.shared.attempt, Arc::clone(&self.shadow_cache));
-        self.pool.spawn(Work::Shadow, &self.answers, &entry.shared, move || {
+        let turn = Turn::Due(entry.block().number);
+        self.pool.spawn(turn, Work::Shadow, &self.answers, &entry.shared, move || {
             let shadowed = shadow::compute(&state, &parent, &cache, &FoldOptions::default());
             Some(JobMessage::Shadowed { attempt, shadowed })
         });
@@ -134,7 +136,8 @@ impl<S: TrieStore> Calculator<S> {
         let (attempt, facts) = (entry.shared.attempt, entry.shared.facts);
         let directory = self.config.divergence_directory.clone();
         entry.shadow = ShadowStage::Comparing;
-        self.pool.spawn(Work::HoldToShadow, &self.answers, &entry.shared, move || {
+        let turn = Turn::Due(facts.block.number);
+        self.pool.spawn(turn, Work::HoldToShadow, &self.answers, &entry.shared, move || {
             let case = Case {
                 facts,
                 decided_by,

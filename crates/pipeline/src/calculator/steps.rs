@@ -3,10 +3,13 @@
 //!
 //! Invariant: a step depends on the block's stages and on its ancestors' alone, never on which event came last.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use alloy_primitives::B256;
-use foldgate_core::{BlockHash, HashedPostState, TrieStore, trie::FoldOptions};
+use foldgate_core::{BlockHash, HashedPostState, TrieStore};
 
 use super::{Calculator, Progress};
 use crate::{
@@ -14,6 +17,7 @@ use crate::{
     counters::SkipReason,
     jobs::{self, Folded, JobMessage},
     observe::Work,
+    pool::{Ahead, Turn},
     request::RebuiltBal,
     tree::{BalStage, CompareStage, Entry, ExecutionStage, FoldStage, Node, ShadowStage},
     verdict::{ConfirmedBy, Failure, InvalidReason, Mode},
@@ -173,8 +177,15 @@ impl<S: TrieStore> Calculator<S> {
             Self::hand_over(entry);
         }
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
-        let options = FoldOptions::default();
-        self.pool.spawn(Work::Fold, &self.answers, &entry.shared, move || {
+        let options = self.pool.fold_options();
+        // Others stand on the block, or its execution has ended: what is not read ahead yet is read once, by the fold.
+        let waited_for = matches!(entry.execution, ExecutionStage::Finished { .. })
+            || self.tree.children.contains_key(&entry.block().hash);
+        let number = entry.block().number;
+        let turn = if waited_for { Turn::Due(number) } else { Turn::Ahead(number, Ahead::Fold) };
+        // Relaxed: it only saves work.
+        entry.shared.fold_first.store(waited_for, Ordering::Relaxed);
+        self.pool.spawn(turn, Work::Fold, &self.answers, &entry.shared, move || {
             let folded = jobs::resolve_and_fold(&state, &parent, &options, ready);
             Some(JobMessage::Folded { attempt, generation, folded })
         });
@@ -245,7 +256,8 @@ impl<S: TrieStore> Calculator<S> {
         let Some(parent) = self.look(entry, sight) else { return };
         entry.compare = CompareStage::Running;
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
-        self.pool.spawn(Work::Confirm, &self.answers, &entry.shared, move || {
+        let turn = Turn::Due(entry.block().number);
+        self.pool.spawn(turn, Work::Confirm, &self.answers, &entry.shared, move || {
             let equal = jobs::leads_to(&executed, &parent, &folded.outcome);
             Some(JobMessage::Compared { attempt, generation, equal })
         });

@@ -16,6 +16,7 @@ use crate::{
     compute::{Unseen, View},
     ground::Ground,
     jobs::{self, JobMessage},
+    pool::Turn,
     tree::{Entry, Node, ParentStatus, Sight},
     verdict::Failure,
 };
@@ -60,7 +61,7 @@ impl<S: TrieStore> Calculator<S> {
             }
         };
         let panicked = move |failure| JobMessage::Grounded { block, base, step, way: Err(failure) };
-        self.pool.spawn_free(&self.answers, found, panicked);
+        self.pool.spawn_free(Turn::Due(block.number), &self.answers, found, panicked);
     }
 
     pub(super) fn on_grounded(

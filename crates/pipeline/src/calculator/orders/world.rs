@@ -67,7 +67,7 @@ impl<'a> World<'a> {
             tree: Tree::new(base, chain, config.max_remembered),
             config,
             counters: Arc::default(),
-            pool: Arc::new(jobs::Pool::inline()),
+            pool: Arc::new(Pool::inline()),
             shadow_cache: Arc::new(PageCache::new(0)),
             answers,
             orders,

@@ -72,7 +72,10 @@ impl Whole {
                 account.code_hash = keccak256(&code);
                 codes.insert(account.code_hash, code);
             }
-            accounts.insert(random_key(rng), account);
+            if let Some(HashedAccount { code_hash, .. }) = accounts.insert(random_key(rng), account) {
+                // Keys that come twice are rare, and each account has a code of its own.
+                codes.remove(&code_hash);
+            }
         }
         Self::new(accounts, codes)
     }

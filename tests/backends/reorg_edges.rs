@@ -30,7 +30,7 @@ use crate::{
     durability::{acknowledged, background, known},
     faulty::FaultyStore,
     logs::{SharedLog, file_log},
-    races::{eventually, resolved},
+    races::{eventually, resolved, settled},
     support::{assert_state, assert_view, chain, execute, load, request, start, valid},
 };
 
@@ -365,6 +365,8 @@ fn blocks_on_the_head_that_was_to_be_left_are_canonical_if_the_move_fails() {
     judged(&pipeline, &blocks[1..5]);
     assert_eq!(pipeline.flush().unwrap(), blocks[4].anchor());
     judged(&pipeline, &side);
+    // A sync of theirs would wait, and what comes after it.
+    settled(&pipeline);
     store.switches.unwinds_fail.store(true, Ordering::SeqCst);
     let held = log.syncs_wait.lock().unwrap();
     let asked = ask(&pipeline, &side[1]);

@@ -222,7 +222,8 @@ pub struct AdvanceArgs {
     #[arg(long, value_name = "N", default_value = "64")]
     pub merged_blocks: NonZeroUsize,
     /// How many of the last blocks are folded each alone: a reorganisation may leave the chain so deep afterwards.
-    #[arg(long, value_name = "N", default_value_t = 128)]
+    /// So many blocks are held in memory.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(..=100_000))]
     pub unwind_depth: u64,
     /// The rules of the fork "Amsterdam".
     #[arg(long, value_enum, default_value_t)]

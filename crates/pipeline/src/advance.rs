@@ -21,8 +21,8 @@
 //! Invariants:
 //! 1. Nothing is written unless the root at the next checkpoint is the header's; each checkpoint is one commit.
 //! 2. Blocks before Cancun are refused: no list says all that SELFDESTRUCT may delete there.
-//! 3. An advance without an error leaves a store that can be unwound to each of the last `unwind_depth` blocks, and to the
-//!    block below them.
+//! 3. An advance without an error leaves a store that can be unwound to each of the last `unwind_depth` blocks that it
+//!    applied, and to the block below them. Further only as far as the store could be before.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -79,8 +79,8 @@ pub struct AdvanceOptions {
     /// The most blocks that one fold takes together.
     pub merged_blocks: NonZeroUsize,
     /// How many of the last blocks are folded each alone: as deep as a reorganisation may go that comes next
-    /// ([`crate::PipelineConfig::unwind_depth`]). So many blocks are read ahead of what is applied, and one more; memory
-    /// holds their lists.
+    /// ([`crate::PipelineConfig::unwind_depth`]). So many blocks are read ahead of what is applied, and one more: memory
+    /// holds their lists, and nothing is made durable before they came.
     pub unwind_depth: u64,
     /// When folds use threads: those of the rayon pool of the caller.
     pub fold: FoldOptions,

@@ -300,6 +300,8 @@ impl<S: TrieStore> Calculator<S> {
         }
         self.touched.push_back(block.hash);
         self.touch_children(&block.hash);
+        // Its fold is waited for from now on.
+        self.touched.push_back(parent.hash);
         Ok(Admission::Started)
     }
 

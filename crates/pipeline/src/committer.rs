@@ -25,7 +25,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender};
 use foldgate_core::{
     BalStore, Cached, CommitBatch, Layer, PageCache, StateAnchor, TrieReader, TrieStore, UnwindBatch, compute_way,
-    trie::FoldOptions, unwound_layers,
+    unwound_layers,
 };
 
 use crate::{
@@ -184,7 +184,7 @@ impl<S: BalStore> Committer<S> {
     /// Takes the store back. Gives the layer that led back, and those of the blocks that were above.
     fn unwind(&self, to: StateAnchor) -> Result<(Arc<Layer>, Vec<Arc<Layer>>), Failure> {
         let failed = |error: Arc<dyn std::error::Error + Send + Sync>| Failure::Unwind { to: to.block, error };
-        let options = FoldOptions::default();
+        let options = self.pool.fold_options();
         let computed = self.pool.install(|| {
             let back = Arc::new(compute_way(&*self.store, &self.base, to, &[], &options)?);
             let unwound = unwound_layers(&*self.store, &self.base, &back, &options)?;

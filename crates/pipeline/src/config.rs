@@ -106,7 +106,8 @@ pub struct PipelineConfig {
     /// How many bytes of memory the page cache over the durable state may take; with none, every read that no block in
     /// memory answers goes to the store.
     pub page_cache_bytes: usize,
-    /// Threads for decoding, warming up and folding.
+    /// Threads for decoding, warming up and folding. With more than one, as many again share out folds, while the one
+    /// whose fold it is waits.
     pub threads: NonZeroUsize,
     /// Whether each of these threads stays on a processor of its own, from the second one on: good where nothing else
     /// competes for them, and needed on two processors, where the system was seen to put such threads on one of them

@@ -2,8 +2,8 @@
 //! warming up, folding, comparing, finding the way to a block beside the durable chain.
 //!
 //! Invariants:
-//! 1. Every job answers exactly once, also when it panics; but a block that was stopped before its job began needs no
-//!    answer any more, and its job is skipped.
+//! 1. Every job answers exactly once, also when it panics; but a list's warm-up, for which nobody waits, answers with a
+//!    panic alone, and a block that was stopped before its job began needs no answer any more: its job is skipped.
 //! 2. A job shares nothing with the calculator but values: it is handed views and gives back values.
 
 use std::{
@@ -179,8 +179,9 @@ pub(crate) fn find_way<S: TrieStore>(
     base: &Cached<S::Snapshot>,
     ancestor: StateAnchor,
     branch: &[Arc<Layer>],
+    options: &FoldOptions,
 ) -> Result<Arc<Layer>, Failure> {
-    let way = compute_way(store, base, ancestor, branch, &FoldOptions::default());
+    let way = compute_way(store, base, ancestor, branch, options);
     way.map(Arc::new).map_err(|error| Failure::Unwind { to: ancestor.block, error: Arc::new(error) })
 }
 
@@ -195,24 +196,29 @@ impl Pool {
         job: impl FnOnce() -> Option<JobMessage<S>> + Send + 'static,
     ) {
         let (answers, shared) = (answers.clone(), Arc::clone(shared));
-        self.give(turn, move || {
-            // The calculator stopped the block, or the message of its handle's end is on the way; or it was found valid
-            // while a warm-up was waiting for a thread.
-            if shared.is_over() {
-                return;
-            }
-            let attempt = shared.attempt;
-            let begin = Stopwatch::start();
-            let answer = match work.span(shared.facts.block).in_scope(|| catch_unwind(AssertUnwindSafe(job))) {
-                Ok(answer) => answer,
-                Err(payload) => Some(JobMessage::Panicked { attempt, message: panic_message(payload.as_ref()) }),
-            };
-            work.took(begin.elapsed());
-            if let Some(answer) = answer {
-                // The calculator is gone only at shutdown, when nobody waits for the answer.
-                let _shut_down = answers.send(answer);
-            }
-        });
+        let job_of = Arc::clone(&shared);
+        self.give(
+            turn,
+            move || job_of.is_over(),
+            move || {
+                // The calculator stopped the block, or the message of its handle's end is on the way; or it was found valid
+                // while a warm-up was waiting for a thread.
+                if shared.is_over() {
+                    return;
+                }
+                let attempt = shared.attempt;
+                let begin = Stopwatch::start();
+                let answer = match work.span(shared.facts.block).in_scope(|| catch_unwind(AssertUnwindSafe(job))) {
+                    Ok(answer) => answer,
+                    Err(payload) => Some(JobMessage::Panicked { attempt, message: panic_message(payload.as_ref()) }),
+                };
+                work.took(begin.elapsed());
+                if let Some(answer) = answer {
+                    // The calculator is gone only at shutdown, when nobody waits for the answer.
+                    let _shut_down = answers.send(answer);
+                }
+            },
+        );
     }
 
     /// Runs a job of no block; its answer goes to the calculator. `panicked` makes one of a panic.
@@ -224,12 +230,16 @@ impl Pool {
         panicked: impl FnOnce(Failure) -> JobMessage<S> + Send + 'static,
     ) {
         let answers = answers.clone();
-        self.give(turn, move || {
-            let answer = catch_unwind(AssertUnwindSafe(job))
-                .unwrap_or_else(|payload| panicked(Failure::Panicked(panic_message(payload.as_ref()))));
-            // The calculator is gone only at shutdown, when nobody waits for the answer.
-            let _shut_down = answers.send(answer);
-        });
+        self.give(
+            turn,
+            || false,
+            move || {
+                let answer = catch_unwind(AssertUnwindSafe(job))
+                    .unwrap_or_else(|payload| panicked(Failure::Panicked(panic_message(payload.as_ref()))));
+                // The calculator is gone only at shutdown, when nobody waits for the answer.
+                let _shut_down = answers.send(answer);
+            },
+        );
     }
 }
 

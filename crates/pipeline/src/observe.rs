@@ -87,16 +87,16 @@ impl Work {
         }
     }
 
-    /// The span around it.
+    /// The span around it, which is within no other: a job may be done while another one makes way.
     pub(crate) fn span(self, block: BlockNumHash) -> Span {
         let BlockNumHash { number, hash } = block;
         match self {
-            Self::Decode => debug_span!(target: "foldgate", "decode", number, %hash),
-            Self::WarmUp => debug_span!(target: "foldgate", "warm_up", number, %hash),
-            Self::Fold => debug_span!(target: "foldgate", "fold", number, %hash),
-            Self::Confirm => debug_span!(target: "foldgate", "confirm", number, %hash),
-            Self::Shadow => debug_span!(target: "foldgate", "shadow", number, %hash),
-            Self::HoldToShadow => debug_span!(target: "foldgate", "hold_to_shadow", number, %hash),
+            Self::Decode => debug_span!(target: "foldgate", parent: None, "decode", number, %hash),
+            Self::WarmUp => debug_span!(target: "foldgate", parent: None, "warm_up", number, %hash),
+            Self::Fold => debug_span!(target: "foldgate", parent: None, "fold", number, %hash),
+            Self::Confirm => debug_span!(target: "foldgate", parent: None, "confirm", number, %hash),
+            Self::Shadow => debug_span!(target: "foldgate", parent: None, "shadow", number, %hash),
+            Self::HoldToShadow => debug_span!(target: "foldgate", parent: None, "hold_to_shadow", number, %hash),
         }
     }
 

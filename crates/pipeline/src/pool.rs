@@ -1,13 +1,21 @@
 //! The threads for the long work, and in which order they take it up.
 //!
-//! rayon takes jobs up as they come. So a job goes into a queue here, ordered by its [`Turn`], and rayon is given a call
-//! that takes up whatever is first by then. One thread or many, the same order: lists, then what blocks wait for, then
-//! what is done ahead.
+//! ```text
+//! calculator --jobs--> [queue, by turn] --> job threads: lists, reading ahead
+//!                                              |  what folds, and wait for it
+//!                                              v
+//!                                           rayon's threads: parts of folds
+//! ```
+//!
+//! A job thread takes up whatever is first in the queue by then: lists, then what blocks wait for, then what is done ahead.
+//! Where there are several of them, folds run on as many threads of rayon's, while the job thread waits. So a thread that
+//! waits for another's part of a fold finds parts of folds to take up, and no job that could be longer than all that it
+//! waits for. With one job thread there is nothing to share out, and it folds itself.
 //!
 //! Invariants:
-//! 1. Each job is run, once: there is a call for each, and a call that finds nothing has been forestalled.
-//! 2. A thread that waits for a part of its job takes up no other one, which could be longer than all that it waits for.
-//!    Only a job that makes way ([`Queue::make_way`]) is laid aside, for what has a turn before all reading ahead.
+//! 1. Each job is run, once, but that one whose block has ended meanwhile may be dropped.
+//! 2. Only a job that makes way ([`Queue::make_way`]) is laid aside, for what has a turn before all reading ahead.
+//! 3. No job is run under the queue's lock.
 
 use std::{
     cell::Cell,
@@ -20,7 +28,8 @@ use std::{
 };
 
 use foldgate_core::{BlockNumber, affinity::keep_on_processor, trie::FoldOptions};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
+use rayon::ThreadPool;
 
 /// Whose turn it is: the smallest comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +42,12 @@ pub(crate) enum Turn {
     Ahead(BlockNumber, Ahead),
 }
 
+impl Turn {
+    const fn folds(self) -> bool {
+        matches!(self, Self::Due(_) | Self::Ahead(_, Ahead::Fold))
+    }
+}
+
 /// What is done ahead, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Ahead {
@@ -40,12 +55,20 @@ pub(crate) enum Ahead {
     Fold,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+struct Job {
+    run: Box<dyn FnOnce() + Send>,
+    /// Whether it need not be run any more.
+    is_over: Box<dyn Fn() -> bool + Send>,
+}
 
 /// The jobs that wait for a thread.
 #[derive(Default)]
 pub(crate) struct Queue {
     waiting: Mutex<Waiting>,
+    /// A job was given, or none will be any more.
+    given: Condvar,
+    /// Where folds run, unless it is the job's own thread.
+    folds: Option<ThreadPool>,
 }
 
 #[derive(Default)]
@@ -54,6 +77,10 @@ struct Waiting {
     count: u64,
     /// By turn; of one turn the first that came first.
     jobs: BTreeMap<(Turn, u64), Job>,
+    /// How many may wait until it is looked which of them are over.
+    look_at: usize,
+    /// No job will be given any more.
+    closed: bool,
 }
 
 impl fmt::Debug for Queue {
@@ -63,48 +90,89 @@ impl fmt::Debug for Queue {
 }
 
 thread_local! {
-    /// How many calls the thread owes, if it has a job at hand.
-    static OWED: Cell<Option<usize>> = const { Cell::new(None) };
-
     /// For how long the thread has laid jobs aside so far.
     static LAID_ASIDE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 impl Queue {
     fn push(&self, turn: Turn, job: Job) {
-        let waiting = &mut *self.waiting.lock();
-        waiting.count += 1;
-        waiting.jobs.insert((turn, waiting.count), job);
+        let over: Vec<_>;
+        {
+            let waiting = &mut *self.waiting.lock();
+            waiting.count += 1;
+            waiting.jobs.insert((turn, waiting.count), job);
+            // Blocks in flight are bounded, and so are the jobs that are not over.
+            over = if waiting.jobs.len() > waiting.look_at { waiting.take_over() } else { Vec::new() };
+        }
+        self.given.notify_one();
+        // Outside of the lock: they may hold the last reference to a snapshot.
+        drop(over);
     }
 
-    fn pop(&self, has_turn: impl FnOnce(Turn) -> bool) -> Option<Job> {
+    /// The job whose turn it is, as soon as there is one; `None` when all are done and none will be given.
+    fn next(&self) -> Option<(Turn, Job)> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            if let Some(((turn, _), job)) = waiting.jobs.pop_first() {
+                return Some((turn, job));
+            }
+            if waiting.closed {
+                return None;
+            }
+            self.given.wait(&mut waiting);
+        }
+    }
+
+    /// The first job, if it has a turn before all that is done ahead.
+    fn next_due(&self) -> Option<(Turn, Job)> {
         let waiting = &mut *self.waiting.lock();
         let first = waiting.jobs.first_entry()?;
-        has_turn(first.key().0).then(|| first.remove())
+        let (turn, _) = *first.key();
+        (!matches!(turn, Turn::Ahead(..))).then(|| (turn, first.remove()))
     }
 
-    /// Runs the job whose turn it is. A thread that has one at hand does so when that is done.
-    fn call(&self) {
-        if let Some(owed) = OWED.get() {
-            return OWED.set(Some(owed + 1));
+    fn run(&self, turn: Turn, job: Job) {
+        match &self.folds {
+            Some(pool) if turn.folds() => pool.install(job.run),
+            _ => (job.run)(),
         }
-        OWED.set(Some(1));
-        while let Some(owed) = OWED.get().and_then(|owed| owed.checked_sub(1)) {
-            OWED.set(Some(owed));
-            if let Some(job) = self.pop(|_| true) {
-                job();
-            }
-        }
-        OWED.set(None);
     }
 
-    /// For a job that reads ahead, from time to time: runs what blocks wait for meanwhile.
-    pub(crate) fn make_way(&self) {
-        while let Some(job) = self.pop(|turn| !matches!(turn, Turn::Ahead(..))) {
+    /// For a job that reads ahead, from time to time: runs what blocks wait for meanwhile. Gives whether the job is to
+    /// stop, which it looks at before each of them.
+    pub(crate) fn make_way(&self, stop: impl Fn() -> bool) -> bool {
+        while !stop() {
+            let Some((turn, job)) = self.next_due() else { return false };
             let begin = Instant::now();
-            job();
+            self.run(turn, job);
             LAID_ASIDE.set(LAID_ASIDE.get() + begin.elapsed());
         }
+        true
+    }
+
+    /// What is folded ahead at this height is waited for from now on.
+    pub(crate) fn promote(&self, number: BlockNumber) {
+        let waiting = &mut *self.waiting.lock();
+        let ahead = Turn::Ahead(number, Ahead::Fold);
+        let keys: Vec<_> = waiting.jobs.range((ahead, 0)..=(ahead, u64::MAX)).map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(job) = waiting.jobs.remove(&key) {
+                waiting.jobs.insert((Turn::Due(number), key.1), job);
+            }
+        }
+    }
+
+    fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.given.notify_all();
+    }
+}
+
+impl Waiting {
+    fn take_over(&mut self) -> Vec<Job> {
+        let over = self.jobs.extract_if(.., |_, job| (job.is_over)()).map(|(_, job)| job).collect();
+        self.look_at = 2 * self.jobs.len() + 64;
+        over
     }
 }
 
@@ -126,70 +194,79 @@ impl Stopwatch {
 }
 
 /// The threads. Dropping it waits for the jobs that were given, and for the threads.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Pool {
-    /// Without it, jobs are done by whoever asks for them. It is taken while dropping, when nobody asks any more.
-    pool: Option<rayon::ThreadPool>,
-    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
     queue: Arc<Queue>,
+    /// Without them, jobs are done by whoever gives them.
+    threads: Vec<JoinHandle<()>>,
+    folding: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 impl Pool {
     pub(crate) fn new(threads: NonZeroUsize, pinned: bool) -> io::Result<Self> {
-        let handles = Arc::new(Mutex::new(Vec::new()));
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.get())
-            .spawn_handler(|worker| {
-                let name = format!("foldgate-worker-{}", worker.index());
+        // Where it cannot be, the thread works all the same.
+        let pin = move |index: usize| _ = pinned.then(|| keep_on_processor(index + 1));
+        let mut pool = Self::default();
+        let folding = Arc::clone(&pool.folding);
+        let folds = (threads.get() > 1).then(|| {
+            let spawn = move |worker: rayon::ThreadBuilder| {
+                let name = format!("foldgate-fold-{}", worker.index());
                 let run = move || {
-                    if pinned {
-                        // Where it cannot be, the thread works all the same.
-                        let _pinned = keep_on_processor(worker.index() + 1);
-                    }
+                    pin(worker.index());
                     worker.run();
                 };
-                handles.lock().push(thread::Builder::new().name(name).spawn(run)?);
+                folding.lock().push(thread::Builder::new().name(name).spawn(run)?);
                 Ok(())
-            })
-            .build()
-            .map_err(io::Error::other)?;
-        Ok(Self { pool: Some(pool), threads: handles, queue: Arc::default() })
+            };
+            let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.get());
+            builder.spawn_handler(spawn).build().map_err(io::Error::other)
+        });
+        pool.queue = Arc::new(Queue { folds: folds.transpose()?, ..Queue::default() });
+        for index in 0..threads.get() {
+            let queue = Arc::clone(&pool.queue);
+            let run = move || {
+                pin(index);
+                while let Some((turn, job)) = queue.next() {
+                    queue.run(turn, job);
+                }
+            };
+            pool.threads.push(thread::Builder::new().name(format!("foldgate-worker-{index}")).spawn(run)?);
+        }
+        Ok(pool)
     }
 
     /// Without threads: a job is done by whoever asks for it.
     #[cfg(test)]
     pub(crate) fn inline() -> Self {
-        Self { pool: None, threads: Arc::default(), queue: Arc::default() }
+        Self::default()
     }
 
-    /// Gives a job, which catches its panics.
-    pub(crate) fn give(&self, turn: Turn, job: impl FnOnce() + Send + 'static) {
-        match &self.pool {
-            Some(pool) => {
-                self.queue.push(turn, Box::new(job));
-                let queue = Arc::clone(&self.queue);
-                pool.spawn(move || queue.call());
-            }
-            None => job(),
+    /// Gives a job, which catches its panics. It may be dropped once it `is_over`.
+    pub(crate) fn give(
+        &self,
+        turn: Turn,
+        is_over: impl Fn() -> bool + Send + 'static,
+        job: impl FnOnce() + Send + 'static,
+    ) {
+        if self.threads.is_empty() {
+            return job();
         }
+        self.queue.push(turn, Job { run: Box::new(job), is_over: Box::new(is_over) });
     }
 
     /// How a job folds here: without a second thread there is nothing to share out.
     pub(crate) fn fold_options(&self) -> FoldOptions {
-        match &self.pool {
-            Some(pool) if pool.current_num_threads() > 1 => FoldOptions::default(),
-            _ => FoldOptions::SERIAL,
-        }
+        if self.queue.folds.is_some() { FoldOptions::default() } else { FoldOptions::SERIAL }
     }
 
-    /// Where a job that reads ahead makes way.
+    /// Where jobs wait, and a job that reads ahead makes way.
     pub(crate) fn queue(&self) -> Arc<Queue> {
         Arc::clone(&self.queue)
     }
 
-    /// Runs work on the pool's threads, and waits for it.
+    /// Folds where jobs do ([`Self::fold_options`]), without a turn, and waits for it.
     pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        match &self.pool {
+        match &self.queue.folds {
             Some(pool) => pool.install(work),
             None => work(),
         }
@@ -198,10 +275,14 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // The pool first: its threads end when the jobs under way have ended.
-        drop(self.pool.take());
-        for thread in self.threads.lock().drain(..) {
-            // A worker's panics were caught in its jobs.
+        self.queue.close();
+        for thread in self.threads.drain(..) {
+            // A job's panics were caught in it.
+            let _caught = thread.join();
+        }
+        // Jobs are gone, and with them all others who had the queue: rayon's threads end with it.
+        self.queue = Arc::default();
+        for thread in self.folding.lock().drain(..) {
             let _caught = thread.join();
         }
     }
@@ -209,17 +290,24 @@ impl Drop for Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use crossbeam_channel::{Receiver, bounded, unbounded};
 
     use super::*;
 
     const ONE: NonZeroUsize = NonZeroUsize::MIN;
+    const TWO: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
-    /// Keeps the pool's one thread at a job until the sender is used or dropped.
+    fn never() -> bool {
+        false
+    }
+
+    /// Keeps one of the pool's threads at a job until the sender is used or dropped.
     fn busy(pool: &Pool) -> crossbeam_channel::Sender<()> {
         let (go, wait) = bounded::<()>(0);
         let (begun, begun_in) = bounded(0);
-        pool.give(Turn::List(0), move || {
+        pool.give(Turn::List(0), never, move || {
             begun.send(()).unwrap();
             let _dropped = wait.recv();
         });
@@ -232,7 +320,7 @@ mod tests {
         let (done, done_in) = unbounded();
         for turn in turns.iter().copied() {
             let done = done.clone();
-            pool.give(turn, move || done.send(turn).unwrap());
+            pool.give(turn, never, move || done.send(turn).unwrap());
         }
         done_in
     }
@@ -260,44 +348,100 @@ mod tests {
     }
 
     #[test]
-    fn a_job_makes_way_for_what_blocks_wait_for_and_its_time_is_its_own() {
-        let queue = Queue::default();
-        let (done, done_in) = unbounded();
-        for turn in [Turn::Ahead(1, Ahead::Read), Turn::Due(3), Turn::Ahead(1, Ahead::Fold), Turn::List(4)] {
-            let done = done.clone();
-            queue.push(turn, Box::new(move || done.send(turn).unwrap()));
-        }
-        let long = Duration::from_millis(100);
-        queue.push(Turn::Due(9), Box::new(move || thread::sleep(long)));
-        let (watch, begin) = (Stopwatch::start(), Instant::now());
-        queue.make_way();
-        let (own, all) = (watch.elapsed(), begin.elapsed());
-        assert_eq!(done_in.try_iter().collect::<Vec<_>>(), [Turn::List(4), Turn::Due(3)]);
-        assert_eq!(queue.waiting.lock().jobs.len(), 2);
-        assert!(all >= long && own < long / 2, "{own:?} of {all:?}");
+    fn what_is_waited_for_later_has_its_turn_then() {
+        let pool = Pool::new(ONE, false).unwrap();
+        let go = busy(&pool);
+        let (read, ahead, others) =
+            (Turn::Ahead(3, Ahead::Read), Turn::Ahead(7, Ahead::Fold), Turn::Ahead(8, Ahead::Fold));
+        let done = give(&pool, &[others, read, ahead, Turn::Due(9)]);
+        pool.queue.promote(7);
+        drop(go);
+        drop(pool);
+        assert_eq!(done.try_iter().collect::<Vec<_>>(), [ahead, Turn::Due(9), read, others]);
     }
 
     #[test]
-    fn a_thread_that_waits_for_its_own_job_takes_up_no_other() {
+    fn a_job_makes_way_for_what_blocks_wait_for_and_its_time_is_its_own() {
         let pool = Pool::new(ONE, false).unwrap();
-        let (go, wait) = bounded::<()>(0);
-        let (begun, begun_in) = bounded(0);
-        let (at, at_in) = unbounded();
-        let first = at.clone();
-        pool.give(Turn::Due(1), move || {
-            begun.send(()).unwrap();
-            wait.recv().unwrap();
-            // What a thread does that waits in a join.
-            while rayon::yield_now() == Some(rayon::Yield::Executed) {}
-            first.send("first").unwrap();
-        });
-        begun_in.recv().unwrap();
-        for _ in 0..3 {
-            let at = at.clone();
-            pool.give(Turn::List(1), move || at.send("other").unwrap());
+        let go = busy(&pool);
+        let done =
+            give(&pool, &[Turn::Ahead(1, Ahead::Read), Turn::Due(3), Turn::Ahead(1, Ahead::Fold), Turn::List(4)]);
+        let long = Duration::from_millis(100);
+        pool.give(Turn::Due(9), never, move || thread::sleep(long));
+        let (watch, begin) = (Stopwatch::start(), Instant::now());
+        assert!(!pool.queue.make_way(never));
+        let (own, all) = (watch.elapsed(), begin.elapsed());
+        assert_eq!(done.try_iter().collect::<Vec<_>>(), [Turn::List(4), Turn::Due(3)]);
+        assert_eq!(pool.queue.waiting.lock().jobs.len(), 2);
+        assert!(all >= long && own < long / 2, "{own:?} of {all:?}");
+        drop(go);
+    }
+
+    /// Its own fold may be what it would make way for.
+    #[test]
+    fn a_job_that_is_to_stop_makes_way_for_nothing() {
+        let pool = Pool::new(ONE, false).unwrap();
+        let go = busy(&pool);
+        let done = give(&pool, &[Turn::Due(3), Turn::Due(4), Turn::Due(5)]);
+        assert!(pool.queue.make_way(|| true));
+        assert!(pool.queue.make_way(|| !done.is_empty()), "it looks before each of them");
+        assert_eq!(done.try_iter().collect::<Vec<_>>(), [Turn::Due(3)]);
+        drop(go);
+    }
+
+    /// A part of a fold is stolen, and a part of that stolen back: its thief waits, for parts alone.
+    #[test]
+    fn a_thread_that_waits_for_a_part_takes_up_no_job() {
+        fn wait_for(flag: &AtomicBool) {
+            while !flag.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
         }
-        go.send(()).unwrap();
+        let pool = Pool::new(TWO, false).unwrap();
+        let (stolen, stolen_back) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (given, folded) = (Arc::new(AtomicBool::new(false)), bounded(1));
+        let fold = {
+            let (stolen, stolen_back, given, folded) =
+                (Arc::clone(&stolen), Arc::clone(&stolen_back), Arc::clone(&given), folded.0);
+            move || {
+                let back = || {
+                    stolen_back.store(true, Ordering::Release);
+                    wait_for(&given);
+                    // Time for the other thread to take up what it must not.
+                    thread::sleep(Duration::from_millis(50));
+                };
+                let part = || {
+                    stolen.store(true, Ordering::Release);
+                    rayon::join(|| wait_for(&stolen_back), back);
+                };
+                rayon::join(|| wait_for(&stolen), part);
+                folded.send(()).unwrap();
+            }
+        };
+        pool.give(Turn::Due(1), never, fold);
+        wait_for(&stolen_back);
+        // It ends only when the fold has.
+        let (go, wait) = bounded::<()>(0);
+        pool.give(Turn::Ahead(9, Ahead::Read), never, move || _ = wait.recv());
+        given.store(true, Ordering::Release);
+        folded.1.recv_timeout(Duration::from_secs(20)).expect("the fold waits for another job");
+        drop(go);
+    }
+
+    #[test]
+    fn jobs_that_are_over_do_not_pile_up() {
+        let pool = Pool::new(ONE, false).unwrap();
+        let go = busy(&pool);
+        let held = Arc::new(());
+        for number in 0..1000 {
+            let held = Arc::clone(&held);
+            pool.give(Turn::Ahead(number, Ahead::Read), || true, move || drop(held));
+        }
+        assert!(Arc::strong_count(&held) < 70, "{} wait", Arc::strong_count(&held));
+        let done = give(&pool, &[Turn::Due(1)]);
+        drop(go);
         drop(pool);
-        assert_eq!(at_in.try_iter().collect::<Vec<_>>(), ["first", "other", "other", "other"]);
+        assert_eq!(done.try_iter().count(), 1);
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 }

@@ -273,8 +273,10 @@ impl Walk {
             }
             None => tops,
         };
-        // About one row for each key lies below what is in memory.
-        ahead.rows.reserve(self.accounts.len() + self.slots.len());
+        if !level.is_empty() {
+            // About one row for each key lies below what is in memory.
+            ahead.rows.reserve(self.accounts.len() + self.slots.len());
+        }
         while !level.is_empty() {
             let mut below = Vec::new();
             for fronts in level.chunks(BATCH) {

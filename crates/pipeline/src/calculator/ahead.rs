@@ -53,10 +53,8 @@ impl<S: TrieStore> Calculator<S> {
         let (turn, queue) = (Turn::Ahead(shared.facts.block.number, Ahead::Read), self.pool.queue());
         self.pool.spawn(turn, Work::WarmUp, &self.answers, shared, move || {
             let begin = Stopwatch::start();
-            let read = jobs::read_ahead(&mut ahead, written, tries.as_ref(), || {
-                queue.make_way();
-                job.needs_no_reading()
-            });
+            let read =
+                jobs::read_ahead(&mut ahead, written, tries.as_ref(), || queue.make_way(|| job.needs_no_reading()));
             Some(JobMessage::ReadAhead { attempt: job.attempt, ahead, read, took: begin.elapsed() })
         });
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! 1. A list that the header commits to and that is malformed makes the block invalid; any other bad list is dropped.
-//! 2. Neither the fold nor the judgement waits for a warm-up, but that a fold nobody waits for may wait for its thread.
+//! 2. Neither a fold that somebody waits for nor the judgement waits for a warm-up, but for the batch that is being read.
 
 use std::{sync::Arc, time::Instant};
 
@@ -43,10 +43,7 @@ impl<S: TrieStore> Calculator<S> {
         let turn = Turn::Ahead(entry.block().number, Ahead::Read);
         self.pool.spawn(turn, Work::WarmUp, &self.answers, &entry.shared, move || {
             let begin = Stopwatch::start();
-            jobs::warm_up(&bal, &base, tries.as_ref(), || {
-                queue.make_way();
-                job.needs_no_reading()
-            });
+            jobs::warm_up(&bal, &base, tries.as_ref(), || queue.make_way(|| job.needs_no_reading()));
             // An attempt is warmed up once.
             let _first = job.warm_up.set(begin.elapsed());
             None

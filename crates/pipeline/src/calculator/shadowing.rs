@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use foldgate_bal::Bal;
-use foldgate_core::{HashedPostState, StateReader, TrieStore, trie::FoldOptions};
+use foldgate_core::{HashedPostState, StateReader, TrieStore};
 
 use super::{Calculator, Plan, Progress};
 use crate::{
@@ -68,9 +68,9 @@ impl<S: TrieStore> Calculator<S> {
         let Some(parent) = self.look(entry, sight) else { return };
         entry.shadow = ShadowStage::Running;
         let (attempt, cache) = (entry.shared.attempt, Arc::clone(&self.shadow_cache));
-        let turn = Turn::Due(entry.block().number);
+        let (turn, options) = (Turn::Due(entry.block().number), self.pool.fold_options());
         self.pool.spawn(turn, Work::Shadow, &self.answers, &entry.shared, move || {
-            let shadowed = shadow::compute(&state, &parent, &cache, &FoldOptions::default());
+            let shadowed = shadow::compute(&state, &parent, &cache, &options);
             Some(JobMessage::Shadowed { attempt, shadowed })
         });
     }

@@ -1,7 +1,8 @@
 //! What a block's stages allow: opening its gates, starting its fold, holding its root and its list to what execution
 //! and header say.
 //!
-//! Invariant: a step depends on the block's stages and on its ancestors' alone, never on which event came last.
+//! Invariant: what a step comes to depends on the block's stages and on its ancestors' alone, never on which event came
+//! last. Only the turn of its fold depends on whether it has children.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -130,8 +131,13 @@ impl<S: TrieStore> Calculator<S> {
 
     /// Starts the fold if the gate is open and the leaves are at hand.
     fn start_fold(&mut self, entry: &mut Entry<S::Snapshot>) -> Option<Failure> {
-        if !matches!(entry.fold, FoldStage::Idle) {
-            return None;
+        match entry.fold {
+            FoldStage::Idle => {}
+            FoldStage::Running => {
+                self.waited_for(entry);
+                return None;
+            }
+            FoldStage::Done(_) => return None,
         }
         let state = match (&entry.mode, &entry.bal) {
             (Mode::BalDriven, BalStage::Ready(bal)) => Arc::clone(bal.post_state()),
@@ -178,18 +184,25 @@ impl<S: TrieStore> Calculator<S> {
         }
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
         let options = self.pool.fold_options();
-        // Others stand on the block, or its execution has ended: what is not read ahead yet is read once, by the fold.
-        let waited_for = matches!(entry.execution, ExecutionStage::Finished { .. })
-            || self.tree.children.contains_key(&entry.block().hash);
         let number = entry.block().number;
-        let turn = if waited_for { Turn::Due(number) } else { Turn::Ahead(number, Ahead::Fold) };
-        // Relaxed: it only saves work.
-        entry.shared.fold_first.store(waited_for, Ordering::Relaxed);
+        let turn = if self.waited_for(entry) { Turn::Due(number) } else { Turn::Ahead(number, Ahead::Fold) };
         self.pool.spawn(turn, Work::Fold, &self.answers, &entry.shared, move || {
             let folded = jobs::resolve_and_fold(&state, &parent, &options, ready);
             Some(JobMessage::Folded { attempt, generation, folded })
         });
         None
+    }
+
+    /// Whether somebody waits for the block's fold: others stand on it, or its execution has ended. From then on it has its
+    /// turn before all reading ahead, and what is not read ahead for it yet is read once, by the fold.
+    fn waited_for(&self, entry: &Entry<S::Snapshot>) -> bool {
+        let waited_for = matches!(entry.execution, ExecutionStage::Finished { .. })
+            || self.tree.children.contains_key(&entry.block().hash);
+        // Relaxed: it only saves work.
+        if waited_for && !entry.shared.fold_first.swap(true, Ordering::Relaxed) {
+            self.pool.queue().promote(entry.block().number);
+        }
+        waited_for
     }
 
     /// Compares the folded root with the header's, and judges when execution has confirmed the state.

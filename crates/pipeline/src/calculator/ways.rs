@@ -53,10 +53,11 @@ impl<S: TrieStore> Calculator<S> {
             return;
         }
         let (store, base, step) = (Arc::clone(&self.store), self.tree.base.clone(), self.tree.grounds.current_step());
+        let options = self.pool.fold_options();
         let found = {
             let base = base.clone();
             move || {
-                let way = jobs::find_way(&*store, &base, ancestor, &branch);
+                let way = jobs::find_way(&*store, &base, ancestor, &branch, &options);
                 JobMessage::Grounded { block, base, step, way }
             }
         };

@@ -106,7 +106,7 @@ impl Shape {
         contracts: 50,
         slots: 20_000,
         payments: 0,
-        turns: 60,
+        turns: 10,
         writes: Writes::Exactly(30),
     };
 }

@@ -4,13 +4,13 @@
 //! calculator --jobs--> [queue, by turn] --> job threads: lists, reading ahead
 //!                                              |  what folds, and wait for it
 //!                                              v
-//!                                           rayon's threads: parts of folds
+//!                                           rayon's threads: folds, shared out
 //! ```
 //!
 //! A job thread takes up whatever is first in the queue by then: lists, then what blocks wait for, then what is done ahead.
 //! Where there are several of them, folds run on as many threads of rayon's, while the job thread waits. So a thread that
-//! waits for another's part of a fold finds parts of folds to take up, and no job that could be longer than all that it
-//! waits for. With one job thread there is nothing to share out, and it folds itself.
+//! waits for another's part of a fold finds folds and parts of them to take up, and never a warm-up, which could be longer
+//! than all that it waits for. With one job thread there is nothing to share out, and it folds itself.
 //!
 //! Invariants:
 //! 1. Each job is run, once, but that one whose block has ended meanwhile may be dropped.
@@ -389,9 +389,9 @@ mod tests {
         drop(go);
     }
 
-    /// A part of a fold is stolen, and a part of that stolen back: its thief waits, for parts alone.
+    /// A part of a fold is stolen, and a part of that stolen back: its thief waits, and takes up nothing that reads ahead.
     #[test]
-    fn a_thread_that_waits_for_a_part_takes_up_no_job() {
+    fn a_thread_that_waits_for_a_part_reads_nothing_ahead() {
         fn wait_for(flag: &AtomicBool) {
             while !flag.load(Ordering::Acquire) {
                 thread::yield_now();

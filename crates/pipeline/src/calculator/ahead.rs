@@ -47,6 +47,8 @@ impl<S: TrieStore> Calculator<S> {
             return;
         }
         let AheadStage::Idle(ahead) = std::mem::replace(&mut entry.ahead, AheadStage::Running) else { return };
+        // It was asked for again if the writes came between two looks at the block: one part at a time.
+        shared.asks_for_writes.store(false, Ordering::Relaxed);
         let mut ahead = ahead.unwrap_or_else(|| Box::new(ReadAhead::new(entry.ground.base.clone())));
         let written = std::mem::take(&mut entry.written);
         let (tries, job) = (self.tree.nearest_tries(entry.parent), Arc::clone(shared));

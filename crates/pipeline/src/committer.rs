@@ -184,10 +184,9 @@ impl<S: BalStore> Committer<S> {
     /// Takes the store back. Gives the layer that led back, and those of the blocks that were above.
     fn unwind(&self, to: StateAnchor) -> Result<(Arc<Layer>, Vec<Arc<Layer>>), Failure> {
         let failed = |error: Arc<dyn std::error::Error + Send + Sync>| Failure::Unwind { to: to.block, error };
-        let options = self.pool.fold_options();
-        let computed = self.pool.install(|| {
-            let back = Arc::new(compute_way(&*self.store, &self.base, to, &[], &options)?);
-            let unwound = unwound_layers(&*self.store, &self.base, &back, &options)?;
+        let computed = self.pool.install(|options| {
+            let back = Arc::new(compute_way(&*self.store, &self.base, to, &[], options)?);
+            let unwound = unwound_layers(&*self.store, &self.base, &back, options)?;
             Ok((back, unwound))
         });
         let (back, unwound) =

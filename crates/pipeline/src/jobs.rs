@@ -196,29 +196,26 @@ impl Pool {
         job: impl FnOnce() -> Option<JobMessage<S>> + Send + 'static,
     ) {
         let (answers, shared) = (answers.clone(), Arc::clone(shared));
-        let job_of = Arc::clone(&shared);
-        self.give(
-            turn,
-            move || job_of.is_over(),
-            move || {
-                // The calculator stopped the block, or the message of its handle's end is on the way; or it was found valid
-                // while a warm-up was waiting for a thread.
-                if shared.is_over() {
-                    return;
-                }
-                let attempt = shared.attempt;
-                let begin = Stopwatch::start();
-                let answer = match work.span(shared.facts.block).in_scope(|| catch_unwind(AssertUnwindSafe(job))) {
-                    Ok(answer) => answer,
-                    Err(payload) => Some(JobMessage::Panicked { attempt, message: panic_message(payload.as_ref()) }),
-                };
-                work.took(begin.elapsed());
-                if let Some(answer) = answer {
-                    // The calculator is gone only at shutdown, when nobody waits for the answer.
-                    let _shut_down = answers.send(answer);
-                }
-            },
-        );
+        // The calculator stopped the block, or the message of its handle's end is on the way; or it was found valid while
+        // a warm-up was waiting for a thread.
+        let is_over = {
+            let shared = Arc::clone(&shared);
+            move || shared.is_over()
+        };
+        let job = move || {
+            let attempt = shared.attempt;
+            let begin = Stopwatch::start();
+            let answer = match work.span(shared.facts.block).in_scope(|| catch_unwind(AssertUnwindSafe(job))) {
+                Ok(answer) => answer,
+                Err(payload) => Some(JobMessage::Panicked { attempt, message: panic_message(payload.as_ref()) }),
+            };
+            work.took(begin.elapsed());
+            if let Some(answer) = answer {
+                // The calculator is gone only at shutdown, when nobody waits for the answer.
+                let _shut_down = answers.send(answer);
+            }
+        };
+        self.give(turn, is_over, job);
     }
 
     /// Runs a job of no block; its answer goes to the calculator. `panicked` makes one of a panic.
@@ -230,16 +227,13 @@ impl Pool {
         panicked: impl FnOnce(Failure) -> JobMessage<S> + Send + 'static,
     ) {
         let answers = answers.clone();
-        self.give(
-            turn,
-            || false,
-            move || {
-                let answer = catch_unwind(AssertUnwindSafe(job))
-                    .unwrap_or_else(|payload| panicked(Failure::Panicked(panic_message(payload.as_ref()))));
-                // The calculator is gone only at shutdown, when nobody waits for the answer.
-                let _shut_down = answers.send(answer);
-            },
-        );
+        let job = move || {
+            let answer = catch_unwind(AssertUnwindSafe(job))
+                .unwrap_or_else(|payload| panicked(Failure::Panicked(panic_message(payload.as_ref()))));
+            // The calculator is gone only at shutdown, when nobody waits for the answer.
+            let _shut_down = answers.send(answer);
+        };
+        self.give(turn, || false, job);
     }
 }
 

@@ -218,7 +218,8 @@ impl<S: TrieStore> Pipeline<S> {
     {
         let (base, chain) = Self::ground(&*store, &config)?;
         let pool = Arc::new(Pool::new(config.threads, config.pin_threads).map_err(OpenError::Thread)?);
-        let mut recovered = pool.install(|| recover(&*store, &base, &chain, &mut log, config.canonical))?;
+        let mut recovered =
+            pool.install(|options| recover(&*store, &base, &chain, &mut log, config.canonical, options))?;
         let recorded = std::mem::take(&mut recovered.recorded);
         let keeper = LogKeeper { log, records_per_sync: config.records_per_sync, recorded };
         let run: RunLog = Box::new(move |orders, failed| keeper.run(&orders, &*failed));

@@ -13,7 +13,7 @@
 //! than all that it waits for. With one job thread there is nothing to share out, and it folds itself.
 //!
 //! Invariants:
-//! 1. Each job is run, once, but that one whose block has ended meanwhile may be dropped.
+//! 1. Each job is run, once, but one whose block has ended before its turn: that is dropped.
 //! 2. Only a job that makes way ([`Queue::make_way`]) is laid aside, for what has a turn before all reading ahead.
 //! 3. No job is run under the queue's lock.
 
@@ -96,14 +96,13 @@ thread_local! {
 
 impl Queue {
     fn push(&self, turn: Turn, job: Job) {
-        let over: Vec<_>;
-        {
-            let waiting = &mut *self.waiting.lock();
-            waiting.count += 1;
-            waiting.jobs.insert((turn, waiting.count), job);
-            // Blocks in flight are bounded, and so are the jobs that are not over.
-            over = if waiting.jobs.len() > waiting.look_at { waiting.take_over() } else { Vec::new() };
-        }
+        let mut waiting = self.waiting.lock();
+        waiting.count += 1;
+        let key = (turn, waiting.count);
+        waiting.jobs.insert(key, job);
+        // Blocks in flight are bounded, and so are the jobs that are not over.
+        let over = (waiting.jobs.len() > waiting.look_at).then(|| waiting.remove_over());
+        drop(waiting);
         self.given.notify_one();
         // Outside of the lock: they may hold the last reference to a snapshot.
         drop(over);
@@ -132,6 +131,9 @@ impl Queue {
     }
 
     fn run(&self, turn: Turn, job: Job) {
+        if (job.is_over)() {
+            return;
+        }
         match &self.folds {
             Some(pool) if turn.folds() => pool.install(job.run),
             _ => (job.run)(),
@@ -169,7 +171,7 @@ impl Queue {
 }
 
 impl Waiting {
-    fn take_over(&mut self) -> Vec<Job> {
+    fn remove_over(&mut self) -> Vec<Job> {
         let over = self.jobs.extract_if(.., |_, job| (job.is_over)()).map(|(_, job)| job).collect();
         self.look_at = 2 * self.jobs.len() + 64;
         over
@@ -241,17 +243,18 @@ impl Pool {
         Self::default()
     }
 
-    /// Gives a job, which catches its panics. It may be dropped once it `is_over`.
+    /// Gives a job, which catches its panics. If it `is_over` before its turn, it is dropped.
     pub(crate) fn give(
         &self,
         turn: Turn,
         is_over: impl Fn() -> bool + Send + 'static,
         job: impl FnOnce() + Send + 'static,
     ) {
-        if self.threads.is_empty() {
-            return job();
+        let job = Job { run: Box::new(job), is_over: Box::new(is_over) };
+        match self.threads.is_empty() {
+            true => self.queue.run(turn, job),
+            false => self.queue.push(turn, job),
         }
-        self.queue.push(turn, Job { run: Box::new(job), is_over: Box::new(is_over) });
     }
 
     /// How a job folds here: without a second thread there is nothing to share out.
@@ -264,11 +267,12 @@ impl Pool {
         Arc::clone(&self.queue)
     }
 
-    /// Folds where jobs do ([`Self::fold_options`]), without a turn, and waits for it.
-    pub(crate) fn install<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    /// Folds where jobs do, and as they do, without a turn, and waits for it.
+    pub(crate) fn install<T: Send>(&self, work: impl FnOnce(&FoldOptions) -> T + Send) -> T {
+        let options = self.fold_options();
         match &self.queue.folds {
-            Some(pool) => pool.install(work),
-            None => work(),
+            Some(pool) => pool.install(|| work(&options)),
+            None => work(&options),
         }
     }
 }
@@ -426,6 +430,23 @@ mod tests {
         given.store(true, Ordering::Release);
         folded.1.recv_timeout(Duration::from_secs(20)).expect("the fold waits for another job");
         drop(go);
+    }
+
+    #[test]
+    fn work_without_a_turn_folds_as_jobs_do() {
+        let one = Pool::new(ONE, false).unwrap();
+        let own = thread::current().id();
+        one.install(|options| assert_eq!((*options, thread::current().id()), (FoldOptions::SERIAL, own)));
+        let two = Pool::new(TWO, false).unwrap();
+        two.install(|options| {
+            assert_eq!((*options, rayon::current_num_threads()), (FoldOptions::default(), 2));
+            assert!(rayon::current_thread_index().is_some(), "threads of rayon's own, not those of this pool");
+        });
+        let name = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&name);
+        two.give(Turn::Due(1), never, move || *seen.lock() = thread::current().name().map(str::to_owned));
+        drop(two);
+        assert!(name.lock().as_ref().is_some_and(|name| name.starts_with("foldgate-fold-")), "{name:?}");
     }
 
     #[test]

@@ -126,6 +126,7 @@ pub(crate) fn recover<S: TrieStore, L: RecordLog>(
     chain: &Chain,
     log: &mut L,
     canonical: Canonical,
+    options: &FoldOptions,
 ) -> Result<Recovered, RecoveryError> {
     let begin = Instant::now();
     let tip = base.anchor().block;
@@ -147,7 +148,7 @@ pub(crate) fn recover<S: TrieStore, L: RecordLog>(
     replayed.map_err(|error| RecoveryError::Log(Box::new(error)))?;
     // Parents first: a block that the store was to forget may be recorded behind blocks that stand on it.
     records.sort_by_key(|(_, record)| record.anchor.block.number);
-    let mut branches = Branches { store, base, chain, layers: HashMap::new(), ways: HashMap::new() };
+    let mut branches = Branches { store, base, chain, options, layers: HashMap::new(), ways: HashMap::new() };
     let mut positions = Vec::new();
     for (position, record) in records {
         // A block may be judged, and recorded, more than once.
@@ -159,7 +160,7 @@ pub(crate) fn recover<S: TrieStore, L: RecordLog>(
             recovered.report.dropped += 1;
             continue;
         };
-        let valid = Arc::new(fold_again(&parent, record)?);
+        let valid = Arc::new(fold_again(&parent, record, options)?);
         branches.layers.extend(valid.layer.clone().map(|layer| (valid.block.hash, layer)));
         recovered.blocks.push(valid);
         positions.push(position);
@@ -191,6 +192,7 @@ struct Branches<'a, S: TrieStore> {
     store: &'a S,
     base: &'a Cached<S::Snapshot>,
     chain: &'a Chain,
+    options: &'a FoldOptions,
     layers: HashMap<BlockHash, Arc<Layer>>,
     /// The ways back to blocks of the chain; `None` where the store's reverse diffs do not lead there.
     ways: HashMap<BlockHash, Option<Arc<Layer>>>,
@@ -224,7 +226,7 @@ impl<S: TrieStore> Branches<'_, S> {
         if let Some(way) = self.ways.get(&block.hash) {
             return Ok(way.clone());
         }
-        let way = match compute_way(self.store, self.base, ancestor, &[], &FoldOptions::default()) {
+        let way = match compute_way(self.store, self.base, ancestor, &[], self.options) {
             Ok(way) => Some(Arc::new(way)),
             // The store keeps no reverse diffs so far down, or one for several blocks.
             Err(UnwindError::MissingReverseDiff { .. } | UnwindError::StateRootMismatch { .. }) => None,
@@ -238,7 +240,11 @@ impl<S: TrieStore> Branches<'_, S> {
     }
 }
 
-fn fold_again<R: TrieReader>(parent: &Overlay<Cached<R>>, record: BlockRecord) -> Result<ValidBlock, RecoveryError> {
+fn fold_again<R: TrieReader>(
+    parent: &Overlay<Cached<R>>,
+    record: BlockRecord,
+    options: &FoldOptions,
+) -> Result<ValidBlock, RecoveryError> {
     let block = record.anchor.block;
     let (state, bal, mode) = match record.redo {
         Redo::Bal(raw) => {
@@ -247,10 +253,9 @@ fn fold_again<R: TrieReader>(parent: &Overlay<Cached<R>>, record: BlockRecord) -
         }
         Redo::Diff { diff, bal } => (Arc::new(diff.to_post_state()), bal, Mode::Incremental(SkipReason::Recovered)),
     };
-    let options = FoldOptions::default();
     let read_failed = |error| RecoveryError::Read { block, error: Box::new(error) };
-    let changes = resolve_with(&state, parent, &options).map_err(read_failed)?;
-    let outcome = fold(parent, changes, &options).map_err(|error| match error {
+    let changes = resolve_with(&state, parent, options).map_err(read_failed)?;
+    let outcome = fold(parent, changes, options).map_err(|error| match error {
         FoldError::Read(error) => read_failed(error),
         other => RecoveryError::Fold { block, error: Box::new(other) },
     })?;

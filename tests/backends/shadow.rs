@@ -3,7 +3,7 @@
 //! Faults are injected into one side: an executor that records something else than it rebuilt, a list that the executor
 //! confirms though it is wrong, a store that lies once. None may go by.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, num::NonZeroUsize, path::Path, sync::Arc};
 
 use alloy_primitives::{B256, U256, keccak256};
 use foldgate::{
@@ -22,6 +22,7 @@ use tempfile::TempDir;
 
 use crate::{
     faulty::FaultyStore,
+    races::eventually,
     support::{Opened, assert_state, chain, execute, honest, load, open, record, request, start, valid},
 };
 
@@ -236,10 +237,17 @@ fn a_wrong_early_root_is_held_against_no_block_that_execution_confirms() {
         }
     };
     let folder = TempDir::new().unwrap();
-    let pipeline = shadowed(&store, true, Some(folder.path()));
-    // Whoever reads first gets it wrong, and the page cache keeps it: this is the warm-up, or the resolution.
+    // On one thread nobody reads beside the warm-up.
+    let mut config = PipelineConfig::default().with_bal_driven(true).with_shadow(true);
+    config.threads = NonZeroUsize::MIN;
+    config.divergence_directory = Some(folder.path().to_owned());
+    let pipeline = open(&store, config);
+    // Whoever reads first gets it wrong, and the page cache keeps it: this is the warm-up, or the resolution, as long as no
+    // execution has ended that a shadow could be computed from.
     *store.switches.lie.lock().unwrap() = Some(hashed_address);
-    let divergence = divergence(execute(start(&pipeline, request(&block)), &block).wait());
+    let begun = start(&pipeline, request(&block));
+    eventually("nobody reads the account", || store.switches.lie.lock().unwrap().is_none().then_some(()));
+    let divergence = divergence(execute(begun, &block).wait());
     assert_eq!(divergence.difference.place, Place::Account { hashed_address, field: AccountField::OldNonce });
     assert_eq!((pipeline.counters().divergences, pipeline.counters().invalid), (1, 0));
     // The state was recorded when the store had ceased to lie: the report shows which side is another now.

@@ -134,7 +134,10 @@ impl<S: TrieStore> Calculator<S> {
         match entry.fold {
             FoldStage::Idle => {}
             FoldStage::Running => {
-                self.waited_for(entry);
+                // Relaxed: it only saves work.
+                if self.is_waited_for(entry) && !entry.shared.fold_first.swap(true, Ordering::Relaxed) {
+                    self.pool.queue().promote(entry.block().number);
+                }
                 return None;
             }
             FoldStage::Done(_) => return None,
@@ -184,8 +187,9 @@ impl<S: TrieStore> Calculator<S> {
         }
         let (attempt, generation) = (entry.shared.attempt, entry.generation);
         let options = self.pool.fold_options();
-        let number = entry.block().number;
-        let turn = if self.waited_for(entry) { Turn::Due(number) } else { Turn::Ahead(number, Ahead::Fold) };
+        let (number, waited_for) = (entry.block().number, self.is_waited_for(entry));
+        let turn = if waited_for { Turn::Due(number) } else { Turn::Ahead(number, Ahead::Fold) };
+        entry.shared.fold_first.store(waited_for, Ordering::Relaxed);
         self.pool.spawn(turn, Work::Fold, &self.answers, &entry.shared, move || {
             let folded = jobs::resolve_and_fold(&state, &parent, &options, ready);
             Some(JobMessage::Folded { attempt, generation, folded })
@@ -195,14 +199,9 @@ impl<S: TrieStore> Calculator<S> {
 
     /// Whether somebody waits for the block's fold: others stand on it, or its execution has ended. From then on it has its
     /// turn before all reading ahead, and what is not read ahead for it yet is read once, by the fold.
-    fn waited_for(&self, entry: &Entry<S::Snapshot>) -> bool {
-        let waited_for = matches!(entry.execution, ExecutionStage::Finished { .. })
-            || self.tree.children.contains_key(&entry.block().hash);
-        // Relaxed: it only saves work.
-        if waited_for && !entry.shared.fold_first.swap(true, Ordering::Relaxed) {
-            self.pool.queue().promote(entry.block().number);
-        }
-        waited_for
+    fn is_waited_for(&self, entry: &Entry<S::Snapshot>) -> bool {
+        matches!(entry.execution, ExecutionStage::Finished { .. })
+            || self.tree.children.contains_key(&entry.block().hash)
     }
 
     /// Compares the folded root with the header's, and judges when execution has confirmed the state.

@@ -3,6 +3,7 @@
 mod counted;
 
 use std::{
+    num::NonZeroUsize,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -22,6 +23,10 @@ use foldgate_testing::sim::{Sim, SimBlock, SimSize, load_items};
 
 /// The keys that are read between two questions whether to stop.
 const BATCH: u64 = 512;
+
+fn one_thread() -> PipelineConfig {
+    PipelineConfig { threads: NonZeroUsize::MIN, page_cache_bytes: 0, ..PipelineConfig::default() }
+}
 
 fn open(genesis: &SimBlock, config: PipelineConfig) -> (Arc<CountedStore>, Pipeline<CountedStore>) {
     let store = Arc::new(CountedStore::default());
@@ -205,7 +210,7 @@ fn a_block_that_was_judged_is_read_ahead_no_further() {
     };
     let config = PipelineConfig { page_cache_bytes: 0, ..PipelineConfig::default() };
     // The fold has a thread besides the one that is held.
-    let threads = std::num::NonZeroUsize::new(3).unwrap();
+    let threads = NonZeroUsize::new(3).unwrap();
     let (store, pipeline) = open(&genesis, PipelineConfig { threads, ..config });
     let release = store.hold_next();
     let mut handle = begin(&pipeline, &block);
@@ -220,6 +225,69 @@ fn a_block_that_was_judged_is_read_ahead_no_further() {
     drop(release);
     drop(pipeline);
     assert!(store.reads() - before <= BATCH, "{} reads after the verdict", store.reads() - before);
+}
+
+/// On one thread: what a warm-up has not read when its own block's fold is waited for, the fold reads, if it has to.
+#[test]
+fn a_block_whose_fold_is_due_is_read_ahead_no_further() {
+    let mut sim = Sim::new(87, SimSize { addresses: 3000, slots: 6, touched: 2500, written: 3 });
+    let genesis = sim.genesis();
+    let block = loop {
+        let block = sim.child(&genesis);
+        if written_keys(&block) > 4 * BATCH {
+            break block;
+        }
+    };
+    let child = sim.child(&block);
+    let (store, pipeline) = open(&genesis, one_thread());
+    let release = store.hold_next();
+    let mut handle = begin(&pipeline, &block);
+    let mut whole = StateWrites::default();
+    block.writes.iter().for_each(|(_, writes)| whole.accounts.extend(writes.accounts.clone()));
+    handle.record(BlockAccessIndex::PRE_EXECUTION, &whole).unwrap();
+    until("a read is held", || store.is_held());
+    let ticket = finish(handle, &block);
+    until("the fold is given", || pipeline.counters().folds_incremental == 1);
+    // Who is answered comes after that step.
+    drop(begin(&pipeline, &child));
+    drop(release);
+    assert_eq!(valid(ticket).computed_state_root, block.state_root);
+    assert_eq!(pipeline.counters().writes_read_ahead, 0, "the part was read to its end");
+}
+
+/// The fold begins ahead, behind the warm-up; a child makes it due.
+#[test]
+fn a_list_is_read_ahead_no_further_once_a_child_waits() {
+    let mut sim = Sim::new(88, SimSize { addresses: 4000, slots: 6, touched: 3500, written: 1 });
+    let genesis = sim.genesis();
+    let block = loop {
+        let block = sim.child(&genesis);
+        if block.list.len() as u64 > 6 * BATCH {
+            break block;
+        }
+    };
+    let children = [sim.child(&block), sim.child(&block)];
+    let reads = [false, true].map(|waits| {
+        let (store, pipeline) = open(&genesis, one_thread().with_bal_driven(true));
+        let release = store.hold_next();
+        let request = BlockRequest::new(block.facts).with_bal(block.raw.clone());
+        let Begun::Started(mut handle) = pipeline.begin(request).unwrap() else { panic!("known already") };
+        until("a read is held", || store.is_held());
+        until("the fold is given", || pipeline.counters().folds_before_execution_ended == 1);
+        if waits {
+            // When the second one is answered the first one's coming has been seen to.
+            children.iter().for_each(|child| drop(begin(&pipeline, child)));
+        }
+        drop(release);
+        record(&mut handle, &block);
+        // Accounts come first in a warm-up. Of the rest it leaves to the fold what is changed.
+        until("all accounts are read", || waits || store.reads() >= block.list.len() as u64);
+        assert_eq!(valid(finish(handle, &block)).computed_state_root, block.state_root);
+        drop(pipeline);
+        store.reads()
+    });
+    println!("reads {reads:?}, {} accounts", block.list.len());
+    assert!(reads[1] + 2 * BATCH < reads[0], "{reads:?}");
 }
 
 /// A list that is refused was never read ahead: its block's writes are, those too that came before.
